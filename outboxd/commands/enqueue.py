@@ -1,0 +1,63 @@
+"""`outboxd enqueue`: write one message, to try a receiver or to repair by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING
+
+import click
+
+from outboxd import choose, enqueue, load, session
+
+if TYPE_CHECKING:
+    from outboxd.commands import Context
+    from outboxd.load import Loaded
+
+
+@click.command(name="enqueue")
+@click.argument("category")
+@click.option("--shard", required=True, metavar="ID", help="Shard identifier: number, uuid or text.")
+@click.option("--object", "object_", required=True, metavar="ID", help="Object identifier.")
+@click.option("--payload", metavar="JSON", help="JSON; - reads standard input, @FILE a file.")
+@click.option("--headers", metavar="JSON", help="A JSON object, such as a traceparent; - and @FILE too.")
+@click.option("--region", metavar="NAME", help="Region, for an outbox that shards by region.")
+@click.option("--outbox", metavar="NAME", help="Outbox; needed when more than one fits.")
+@click.option("--scope", metavar="NAME", help="Refuse unless the category belongs to this scope.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of the bare id.")
+@click.pass_obj
+def command(
+    context: Context,
+    /,
+    *,
+    category: str,
+    object_: str,
+    payload: str | None,
+    headers: str | None,
+    as_json: bool,
+    **names: str | None,
+) -> None:
+    """Write one message and print its id. It is due at once."""
+    loaded = context.load()
+    new = enqueue.NewMessage(
+        category=category,
+        object=object_,
+        payload=choose.read_json(payload, "--payload"),
+        headers=choose.read_json(headers, "--headers"),
+        **names,
+    )
+    # What needs no database is refused without one.
+    enqueue.find_category(loaded.config, new.category, new.scope)
+    choose.choose_outbox(loaded.config, new.outbox, new.region)
+    outbox, number = asyncio.run(_write(loaded, new))
+    click.echo(json.dumps({"id": number, "outbox": outbox}) if as_json else number)
+
+
+async def _write(loaded: Loaded, new: enqueue.NewMessage) -> tuple[str, int]:
+    # The direct connection where there is one: a pooler in transaction mode knows no prepared statements.
+    dsn = load.read_secret(loaded, "session_dsn") or load.read_secret(loaded, "dsn")
+    connection = await session.connect(dsn, name="enqueue")
+    try:
+        return await enqueue.enqueue(connection, loaded.config, new)
+    finally:
+        await connection.close(timeout=5)

@@ -1,0 +1,122 @@
+"""
+Handing a message to its receivers: one call, one outcome.
+
+Whatever a receiver does (raise, even a BaseException; hang; return something; cancel itself) ends in an outcome.
+Only a hard stop, which cancels this very task from outside, passes through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import types
+from collections.abc import Awaitable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import anyio.to_thread
+
+from outboxd import errors
+from outboxd.model import Buried, Failed, Message, Outcome
+
+if TYPE_CHECKING:
+    from outboxd.live import Live
+    from outboxd.registry import Category, Receiver
+
+
+class Delivery:
+    """
+    Calls receivers.
+
+    Args:
+        live: Each receiver may take `receiver_timeout_s`; plain functions share `concurrency` worker threads.
+    """
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+        self._limiter = anyio.CapacityLimiter(live.drain.concurrency)
+
+    async def send_signal(self, category: Category, message: Message) -> Outcome:
+        """
+        Call every receiver of the category, in order of registration.
+
+        Returns:
+            None when all accepted; the first failure or burial otherwise.
+        """
+        for receiver in category.receivers:
+            try:
+                await self._call(receiver, message)
+            except BaseException as exc:  # SystemExit and KeyboardInterrupt of a receiver must not end the daemon
+                return self._outcome(receiver, exc)
+        return None
+
+    async def _call(self, receiver: Receiver, message: Message) -> None:
+        if not receiver.is_async:
+            result = await self._call_in_thread(receiver, message)
+            if inspect.isawaitable(result):
+                await self._bounded(result)
+            return
+        # A timer costs more than a quick receiver does, so one that never suspends gets none.
+        coroutine: Coroutine[Any, Any, object] = receiver.call(message)  # type: ignore[assignment]
+        try:
+            awaited = coroutine.send(None)
+        except StopIteration:
+            return
+        await self._bounded(_resumed(coroutine, awaited))
+
+    async def _call_in_thread(self, receiver: Receiver, message: Message) -> object:
+        """Run a plain function; a thread cannot be cancelled, so after a timeout it runs on unheard."""
+        self._limiter.total_tokens = self._live.drain.concurrency
+        call = anyio.to_thread.run_sync(receiver.call, message, abandon_on_cancel=True, limiter=self._limiter)
+        return await self._bounded(call)
+
+    async def _bounded(self, awaitable: Awaitable[object]) -> object:
+        timeout_s = self._live.drain.receiver_timeout_s
+        try:
+            async with asyncio.timeout(timeout_s) as limit:
+                return await awaitable
+        except TimeoutError as exc:
+            if limit.expired():
+                raise _OverdueError(timeout_s) from exc
+            raise
+
+    def _outcome(self, receiver: Receiver, exc: BaseException) -> Outcome:
+        if isinstance(exc, errors.RetryLater):
+            return Failed(str(exc), exc.delay_s)
+        if isinstance(exc, errors.Discard):
+            return Buried(exc.reason)
+        if isinstance(exc, _OverdueError):
+            return Failed(f"{receiver.name} did not return within {exc.timeout_s:g} s")
+        if isinstance(exc, asyncio.CancelledError):
+            if self._live.stopping_hard:
+                raise exc
+            # The receiver cancelled itself, or was cancelled by something of its own: a failure like any other.
+            task = asyncio.current_task()
+            while task is not None and task.cancelling():
+                task.uncancel()
+            return Failed(f"{receiver.name} was cancelled")
+        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
+        return Failed(f"{receiver.name} raised {text}")
+
+
+class _OverdueError(Exception):
+    """A receiver did not return in time."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(timeout_s)
+        self.timeout_s = timeout_s
+
+
+@types.coroutine
+def _resumed(coroutine: Coroutine[Any, Any, object], awaited: Any) -> Generator[Any, Any, object]:
+    """Go on with a coroutine that has run up to its first suspension and waits for *awaited*."""
+    while True:
+        try:
+            try:
+                value = yield awaited
+            except BaseException as exc:  # the task's cancellation, or the failure of what is awaited
+                awaited = coroutine.throw(exc)
+            else:
+                awaited = coroutine.send(value)
+        except StopIteration as end:
+            return end.value

@@ -1,0 +1,243 @@
+"""
+Draining: a fixed number of drainers take turns of claimed shards and deliver them, group after group.
+
+    ready -> delivering -> over -> settled -> released
+             [drain_shard]  [finish]  [Settler]  [Scheduler]
+
+Within a shard deliveries run one after another (I4); no transaction and no row lock is open while a receiver runs
+(I5). A drainer gives the event loop a turn of its own every few milliseconds, however quick the receivers are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+import structlog
+
+from outboxd import errors
+from outboxd.model import Buried, Failed, Outcome, ShardKey
+from outboxd.options import NOTHING_OFF
+from outboxd.settle import Ending
+from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outboxd.deliver import Delivery
+    from outboxd.live import Live
+    from outboxd.options import Switches
+    from outboxd.outbox import Outbox
+    from outboxd.registry import Category
+    from outboxd.settle import Settler
+
+log = structlog.get_logger()
+
+YIELD_EVERY_S = 0.002
+
+
+class Queue:
+    """Turns that wait for a drainer, in order. Closed: drainers end when it is empty."""
+
+    def __init__(self) -> None:
+        self._turns: deque[Work] = deque()
+        self._arrived = asyncio.Event()
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._turns)
+
+    def put(self, work: Work) -> None:
+        """Append a turn."""
+        self._turns.append(work)
+        self._arrived.set()
+
+    async def get(self) -> Work | None:
+        """Take the next turn; None when the queue is closed and empty."""
+        while not self._turns:
+            if self._closed:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._turns.popleft()
+
+    def close(self) -> None:
+        """Let the drainers end."""
+        self._closed = True
+        self._arrived.set()
+
+
+class Work:
+    """A turn and the lane (the outbox's own part of the pipeline) it belongs to."""
+
+    __slots__ = ("lane", "turn")
+
+    def __init__(self, lane: Lane, turn: Turn) -> None:
+        self.lane = lane
+        self.turn = turn
+
+
+class Lane:
+    """
+    What a drainer needs of one outbox.
+
+    Args:
+        outbox: For payloads that are read late.
+        settler: Takes the endings.
+        discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
+        on_started: Called when a drainer takes a turn.
+    """
+
+    def __init__(
+        self, outbox: Outbox, settler: Settler, *, discard_unhandled: bool, on_started: Callable[[Turn], None]
+    ) -> None:
+        self.outbox = outbox
+        self.settler = settler
+        self.discard_unhandled = discard_unhandled
+        self.on_started = on_started
+
+
+class Drain:
+    """
+    The drainers.
+
+    Args:
+        live: Settings, registry and switches, as they are now.
+        delivery: Calls receivers.
+    """
+
+    def __init__(self, live: Live, delivery: Delivery) -> None:
+        self.queue = Queue()
+        self.drainers = 0
+        self._live = live
+        self._delivery = delivery
+        self._breath_at = 0.0
+
+    async def drainer(self) -> None:
+        """Take turns until the queue is closed and empty, or there are more drainers than wanted."""
+        try:
+            while self.drainers <= self._live.drain.concurrency:
+                work = await self.queue.get()
+                if work is None:
+                    return
+                await work.lane.settler.room()
+                work.lane.on_started(work.turn)
+                try:
+                    await self.drain_shard(work.lane, work.turn)
+                finally:
+                    work.lane.settler.finish(work.turn)
+        finally:
+            self.drainers -= 1
+
+    async def drain_shard(self, lane: Lane, turn: Turn) -> None:
+        """
+        Deliver a turn's groups, one after another, until one blocks the shard or a bound is reached.
+
+        Each ending goes to the settler, in order; what has none stays in the outbox.
+        """
+        try:
+            if self._live.prepared:
+                await self._drain_prepared(lane, turn)
+            else:
+                await self._drain(lane, turn)
+        except errors.OutboxdError as exc:  # a payload or a preparation; what receivers raise is an outcome
+            turn.unreadable = True
+            log.warning("shard.unreadable", outbox=lane.outbox.name, shard=turn.claim.shard, error=str(exc))
+
+    async def _drain(self, lane: Lane, turn: Turn) -> None:
+        ends_at = time.monotonic() + self._live.drain.turn_s_max
+        for group in turn.groups:
+            now = time.monotonic()
+            if now > self._breath_at:
+                now = await self._breathe(lane, turn)
+            if now > ends_at or self._must_end(lane, turn, now):
+                turn.unfinished = True
+                return
+            if group.newest[CATEGORY] in self._live.switches.categories:
+                continue
+            outcome = await self._deliver(lane, turn, group)
+            if outcome is None:
+                turn.delivered.append(group)
+                continue
+            lane.settler.add(Ending(turn, group, outcome, None))
+            if isinstance(outcome, Failed) and self._blocks(turn, group):
+                return
+
+    async def _drain_prepared(self, lane: Lane, turn: Turn) -> None:
+        """Count a failure first, then deliver one group: if it kills us, it has pushed itself back (I9)."""
+        turn.unfinished = True
+        if self._must_end(lane, turn, time.monotonic()):
+            return
+        off = self._live.switches.categories
+        group = next((g for g in turn.groups if g.newest[CATEGORY] not in off), None)
+        moved_to = await lane.settler.prepare(turn, group) if group is not None else None
+        if group is None or moved_to is None:
+            return
+        outcome = await self._deliver(lane, turn, group)
+        lane.settler.add(Ending(turn, group, outcome, moved_to))
+        if isinstance(outcome, Failed):
+            self._blocks(turn, group)
+
+    def _blocks(self, turn: Turn, group: Group) -> bool:
+        """Note a failure; whether it ends the drain of the shard."""
+        turn.failed = True
+        if self._live.blocks(group.newest[CATEGORY]):
+            turn.unfinished = False
+            return True
+        return False
+
+    async def _breathe(self, lane: Lane, turn: Turn) -> float:
+        """Let the other tasks run, and what was delivered be settled meanwhile."""
+        lane.settler.hand_over(turn)
+        await asyncio.sleep(0)
+        now = time.monotonic()
+        self._breath_at = now + YIELD_EVERY_S
+        return now
+
+    async def _deliver(self, lane: Lane, turn: Turn, group: Group) -> Outcome:
+        registry = self._live.registry
+        category = registry.categories.get(group.newest[CATEGORY])
+        refusal = self._refusal(lane, group, category)
+        if refusal is not None or category is None:
+            return refusal
+        payload = await self._late_payload(lane, group) if group.newest[LARGE] else group.newest[PAYLOAD]
+        message = message_of(group, turn, lane.outbox.name, category, registry, payload)
+        outcome = await self._delivery.send_signal(category, message)
+        if isinstance(outcome, Failed) and 0 < category.attempts_max <= group.attempt:
+            return Buried(outcome.error)
+        return outcome
+
+    def _refusal(self, lane: Lane, group: Group, category: Category | None) -> Outcome:
+        """Tell why a group cannot be given to a receiver at all; None when it can, or when it may be discarded."""
+        if category is None:
+            return Failed(
+                f"category {group.newest[CATEGORY]} of message {group.newest[ID]} is not in the configuration"
+            )
+        if not category.receivers and not lane.discard_unhandled:
+            return Failed(f"no receiver is registered for category {category.name}")
+        if group.known is not None and 0 < category.attempts_max < group.attempt:
+            return Buried(group.known.last_error)  # attempts that the process did not survive count too
+        return None
+
+    async def _late_payload(self, lane: Lane, group: Group) -> str:
+        """Read a large payload just before its delivery, so that memory is bounded by the concurrency (I10)."""
+        rows = await lane.outbox.read_payload(group.newest[ID])
+        if not rows:
+            raise errors.StatementFailed("the message was deleted while it waited for its delivery")
+        return str(rows[0][0])
+
+    def _must_end(self, lane: Lane, turn: Turn, now: float) -> bool:
+        """Whether nothing of this turn may be started any more."""
+        live = self._live
+        if live.stopping or not turn.claim.is_usable(now):
+            return True
+        return live.switches is not NOTHING_OFF and shard_off(live.switches, lane.outbox, turn.claim.shard)
+
+
+def shard_off(switches: Switches, outbox: Outbox, shard: ShardKey) -> bool:
+    """Whether a kill switch covers the shard or its whole outbox (I11)."""
+    if outbox.name in switches.outboxes:
+        return True
+    return switches.shard_off(outbox.scope_of(shard), outbox.identifier_of(shard), outbox.region_of(shard))

@@ -1,0 +1,107 @@
+"""The values that travel through the drain: pure data, no I/O."""
+
+from __future__ import annotations
+
+import datetime as dt
+import functools
+import uuid
+from typing import Any
+
+import msgspec
+
+Identifier = int | str | uuid.UUID
+"""A shard or object identifier: bigint, text or uuid, as the table's column has it."""
+
+
+Instant = int
+"""A point in time as PostgreSQL keeps it: microseconds since 2000-01-01 00:00 UTC."""
+
+ALWAYS: Instant = -(2**63)
+"""PostgreSQL's `-infinity`."""
+
+_EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+
+
+@functools.lru_cache(maxsize=4_096)
+def datetime_of(instant: Instant) -> dt.datetime:
+    """Convert to an aware datetime; beyond the range of datetime (`infinity`) to its nearest end."""
+    try:
+        return _EPOCH + dt.timedelta(microseconds=instant)
+    except OverflowError:
+        return dt.datetime.max.replace(tzinfo=dt.UTC) if instant > 0 else dt.datetime.min.replace(tzinfo=dt.UTC)
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What a receiver gets: the newest message of a coalesced group.
+
+    The same `id` is the same content and a greater `id` is newer, so a receiver that remembers
+    the greatest id it has applied to an object is idempotent.
+
+    `attempt` is 1 on the first try. `coalesced` says how many rows this delivery stands for (>= 1).
+    """
+
+    id: int
+    outbox: str
+    shard_scope: int
+    shard_identifier: Identifier
+    region_name: str | None
+    category: int
+    category_name: str
+    scope_name: str
+    object_identifier: Identifier
+    payload: Any
+    headers: Any
+    date_added: dt.datetime
+    scheduled_for: dt.datetime
+    attempt: int
+    coalesced: int
+
+
+ShardKey = tuple[Any, ...]
+"""The values of the sharding columns, in the order of the configuration."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """
+    A shard that may be drained.
+
+    `due_at` is the due time that the find saw; a read under the lock checks that a message with it is
+    still there. None: a turn of ours ended before the shard did, no check is needed.
+    """
+
+    shard: ShardKey
+    lock_key: int
+    due_at: Instant | None
+
+
+class KnownFailure(msgspec.Struct, frozen=True):
+    """What the failure table says of one object: `due_in_s` <= 0 means that its first message is due."""
+
+    category: int
+    object_identifier: str
+    attempts: int
+    last_error: str
+    due_in_s: float
+    age_s: float
+
+    def held_for_s(self, retry_on_new_message_s: float) -> float:
+        """Seconds for which a due message does not wake the object yet; 0 when it may be tried now."""
+        return max(0.0, min(self.due_in_s, retry_on_new_message_s - self.age_s))
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """The ending of a delivery whose receiver raised."""
+
+    error: str
+    retry_later_s: float | None = None
+
+
+class Buried(msgspec.Struct, frozen=True):
+    """The ending of a delivery that is given up: the message is kept as a dead letter."""
+
+    reason: str
+
+
+Outcome = Failed | Buried | None
+"""How a delivery ended; None is success."""

@@ -1,0 +1,122 @@
+"""
+Run-time options and pauses: the kill switches, as one value that the drain asks.
+
+Read from `outboxd.option` and `outboxd.pause` every two seconds by the daemon; obeyed before a shard is claimed,
+while its messages are read, and before a delivery (I11).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from outboxd import sql
+from outboxd.session import Session
+
+if TYPE_CHECKING:
+    from outboxd.config import Config
+
+log = structlog.get_logger()
+
+REFRESH_INTERVAL_S = 2.0
+
+_STATEMENTS = sql.load("options.sql")
+
+
+@dataclass(frozen=True, slots=True)
+class Switches:
+    """
+    What is switched off now.
+
+    `shards` holds (scope, identifier as text, region or None); None as region covers every region.
+    """
+
+    outboxes: frozenset[str] = frozenset()
+    categories: frozenset[int] = frozenset()
+    shards: frozenset[tuple[int, str, str | None]] = field(default=frozenset())
+
+    def shard_off(self, scope: int, identifier: Any, region: str | None) -> bool:
+        """Whether this shard is switched off."""
+        if not self.shards:
+            return False
+        text = str(identifier)
+        return (scope, text, region) in self.shards or (scope, text, None) in self.shards
+
+
+NOTHING_OFF = Switches()
+"""What is off almost always; compared by identity where it is asked for each message."""
+
+
+class SwitchBoard:
+    """
+    Keeps the switches fresh.
+
+    Args:
+        config: Names of scopes, categories and their options.
+        dsn: Tells where to connect.
+    """
+
+    def __init__(self, config: Config, dsn: Callable[[], str]) -> None:
+        self.config = config
+        self._session = Session(dsn, name="options", lock_timeout_s=2, statement_timeout_s=5)
+        renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
+        self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
+        self.now = NOTHING_OFF
+
+    async def refresh(self) -> None:
+        """
+        Read options and pauses.
+
+        Raises:
+            StoreUnavailable, SchemaError, StatementFailed: They stay as they were.
+        """
+        options = await self._session.fetch("reading options", self._sql["options"])
+        pauses = await self._session.fetch("reading pauses", self._sql["pauses"])
+        switches = self._combine({row[0]: row[1] for row in options}, [tuple(row) for row in pauses])
+        if switches != self.now:
+            log.warning(
+                "options.switched",
+                outboxes=sorted(switches.outboxes),
+                categories=sorted(switches.categories),
+                shards=len(switches.shards),
+            )
+            self.now = switches
+
+    async def close(self) -> None:
+        """Close the session."""
+        await self._session.close()
+
+    def _combine(self, options: dict[str, str], pauses: Iterable[tuple[Any, ...]]) -> Switches:
+        """Add options and pauses up: neither overwrites the other."""
+        outboxes = {str(name) for name in _list_of(options, "outbox.disabled_outboxes")}
+        names = {str(name) for name in _list_of(options, "outbox.disabled_categories")}
+        categories = {c.value for name, c in self.config.categories.items() if name in names}
+        shards: set[tuple[int, str, str | None]] = set()
+        for name, scope in self.config.scopes.items():
+            key = scope.disabled_shards_option or f"outbox.disabled_shards.{name}"
+            shards |= {(scope.value, str(identifier), None) for identifier in _list_of(options, key)}
+        for kind, outbox, category, scope_value, identifier, region in pauses:
+            if kind == "outbox":
+                outboxes.add(outbox)
+            elif kind == "category":
+                categories.add(category)
+            elif kind == "shard":
+                shards.add((scope_value, identifier, region))
+        if not (outboxes or categories or shards):
+            return NOTHING_OFF
+        return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))
+
+
+def _list_of(options: dict[str, str], key: str) -> list[Any]:
+    """Read a list option; anything else switches nothing off, and says so."""
+    if key not in options:
+        return []
+    value = msgspec.json.decode(options[key])
+    if isinstance(value, list):
+        return value
+    log.warning("options.malformed", key=key, expected="a JSON list")
+    return []

@@ -1,0 +1,296 @@
+"""
+One outbox table: its statements, rendered once for its columns, on sessions of its own.
+
+Three sessions, each used by one task: *find*, *read* and *settle*. None is shared with another outbox, so a
+locked or missing table stops nothing but itself (I14).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from outboxd import sql
+from outboxd.model import ALWAYS, Candidate, Instant, KnownFailure, ShardKey
+from outboxd.session import Session
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.inspection import Table
+
+_STATEMENTS = sql.load("drain.sql")
+
+FIND_PAIRS = 500
+"""Pairs of (time, shard) that one find returns: 6 ms of work for the database."""
+
+ERROR_CHARACTERS_MAX = 4_000
+
+ShardObject = tuple[ShardKey, int, Any]
+"""An object within its shard: shard, category, object identifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewMessages:
+    """What lies above the highest id seen: due shards, the new highest id, whether there is more."""
+
+    candidates: list[Candidate]
+    id_max: int
+    more: bool
+
+
+@dataclass(frozen=True, slots=True)
+class FailedObject:
+    """The object that a failure is about, and how its first message was scheduled when it was read."""
+
+    shard: ShardKey
+    category: int
+    object_identifier: Any
+    message_id: int
+    scheduled_for: Instant
+
+
+class Outbox:
+    """
+    Statements of one outbox table.
+
+    Args:
+        name: The outbox's name in the configuration.
+        table: Its name, columns and types as found in the database.
+        schema: The schema of outboxd's own tables.
+        dsn: Tells where the sessions connect to, asked at every reconnect.
+
+    Every method may raise StoreUnavailable, SchemaError or StatementFailed.
+    """
+
+    def __init__(self, name: str, table: Table, *, schema: str, dsn: Callable[[], str]) -> None:
+        self.name = name
+        self.table = table
+        columns = list(table.shard_columns)
+        self._scope, self._identifier = columns.index("shard_scope"), columns.index("shard_identifier")
+        self._region = columns.index("region_name") if "region_name" in columns else None
+        renderer = _renderer(table, schema)
+        self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
+        self.finding = Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
+        self.reading = Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
+        self.settling = Session(dsn, name=f"settle {name}", lock_timeout_s=5, statement_timeout_s=60)
+
+    def scope_of(self, shard: ShardKey) -> int:
+        """Tell the shard's scope number."""
+        return int(shard[self._scope])
+
+    def identifier_of(self, shard: ShardKey) -> Any:
+        """Tell the shard's identifier, in the column's own type."""
+        return shard[self._identifier]
+
+    def region_of(self, shard: ShardKey) -> str | None:
+        """Tell the shard's region; None where the outbox has none."""
+        return None if self._region is None else shard[self._region]
+
+    async def find_scheduled_shards(
+        self, after: tuple[Instant, ShardKey] | None, limit: int = FIND_PAIRS
+    ) -> tuple[list[Candidate], tuple[Instant, ShardKey] | None]:
+        """
+        Find due shards behind *after*, in the order of the index.
+
+        Returns:
+            The shards, each once, and where to go on; None instead when the end was reached.
+        """
+        due_at, shard = after or (ALWAYS, self._lowest_shard())
+        rows = await self._fetch(self.finding, "find_scheduled_shards", due_at, limit, *shard)
+        found: dict[int, Candidate] = {}
+        for row in rows:
+            found.setdefault(row[1], Candidate(tuple(row)[2:], row[1], row[0]))
+        if len(rows) < limit:
+            return list(found.values()), None
+        return list(found.values()), (rows[-1][0], tuple(rows[-1])[2:])
+
+    async def find_new(self, id_seen: int, limit: int = 5_000) -> NewMessages:
+        """Look at messages with an id above *id_seen*, at most *limit* of them."""
+        rows = await self._fetch(self.finding, "find_new", id_seen, limit)
+        return NewMessages(
+            candidates=[Candidate(tuple(row)[4:], row[0], row[3]) for row in rows if row[3] is not None],
+            id_max=max((row[1] for row in rows), default=id_seen),
+            more=sum(row[2] for row in rows) >= limit,
+        )
+
+    async def highest_id(self) -> int:
+        """Tell the highest id in the table; 0 when it is empty."""
+        return int((await self._fetch(self.finding, "highest_id"))[0][0])
+
+    async def next_due_in_s(self) -> float | None:
+        """Tell in how many seconds the next message becomes due; None when none is scheduled ahead."""
+        rows = await self._fetch(self.finding, "next_due")
+        return rows[0][0] if rows else None
+
+    async def count_due_shards(self, limit: int) -> int:
+        """Count shards with a due message, looking at no more than *limit* (time, shard) pairs."""
+        return int((await self._fetch(self.finding, "count_due_shards", limit))[0][0])
+
+    async def read_failures(self, shards: Sequence[ShardKey]) -> list[list[KnownFailure]]:
+        """Read the known failures of each shard, in the order given."""
+        rows = await self._fetch(self.reading, "read_failures", self.name, *self._arrays(shards))
+        known: list[list[KnownFailure]] = [[] for _ in shards]
+        for row in rows:
+            known[row[0] - 1].append(KnownFailure(*tuple(row)[1:]))
+        return known
+
+    async def read_messages(
+        self, candidates: Sequence[Candidate], *, rows_per_shard: int, rows_max: int, categories_off: Sequence[int]
+    ) -> list[asyncpg.Record]:
+        """
+        Read the messages of claimed shards.
+
+        Returns:
+            Records as the statement's header says, by shard number (from 1) and id. With *rows_max* of them the
+            last shard may be cut short and those behind it were not reached.
+        """
+        return await self._fetch(
+            self.reading,
+            "read_messages",
+            rows_per_shard,
+            rows_max,
+            categories_off,
+            [c.due_at for c in candidates],
+            *self._arrays([c.shard for c in candidates]),
+        )
+
+    async def read_scheduled_from(self, message_id: int) -> Instant | None:
+        """Tell when a message's attempt was scheduled; None when it is gone."""
+        rows = await self._fetch(self.settling, "read_scheduled_from", message_id)
+        return rows[0][0] if rows else None
+
+    async def read_payload(self, message_id: int) -> list[asyncpg.Record]:
+        """Read one large payload; no row when the message is gone."""
+        return await self._fetch(self.reading, "read_payload", message_id)
+
+    async def delete_messages(self, ids: list[int], delivered: Sequence[ShardObject] = ()) -> None:
+        """
+        Delete exactly these messages (I2); in the same transaction forget what failed before.
+
+        Args:
+            ids: Messages that were read before their receiver ran.
+            delivered: Objects among them that had a known failure.
+        """
+        if not delivered:
+            await self._fetch(self.settling, "delete_messages", ids)
+            return
+        async with self.settling.transaction(f"delete_messages on outbox {self.name}") as fetch:
+            await fetch(self._sql["delete_messages"], ids)
+            await fetch(self._sql["clear_failures"], self.name, *self._failure_keys(delivered))
+
+    async def clear_failures(self, objects: Sequence[ShardObject]) -> None:
+        """Forget failures of objects whose messages are gone."""
+        await self._fetch(self.settling, "clear_failures", self.name, *self._failure_keys(objects))
+
+    async def settle_prepared(
+        self, ids: list[int], delivered: ShardObject, *, moved_to: Instant, rows_max: int
+    ) -> None:
+        """Delete in prepared mode: forget the failure counted ahead, make the rest of the shard due again."""
+        async with self.settling.transaction(f"settle_prepared on outbox {self.name}") as fetch:
+            await fetch(self._sql["delete_messages"], ids)
+            await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([delivered]))
+            await fetch(self._sql["put_back"], moved_to, rows_max, *delivered[0])
+
+    async def prepare_next_from_shard(
+        self,
+        failed: FailedObject,
+        *,
+        delay: dt.timedelta,
+        error: str,
+        rows_max: int,
+        only_ids: list[int] | None,
+        categories_off: Sequence[int],
+    ) -> tuple[int | None, Instant]:
+        """
+        Move what remains of a shard (or only one object's messages) to its next try and count the failure.
+
+        Returns:
+            Attempts so far and when the next one is due; attempts is None when somebody else moved the message.
+        """
+        rows = await self._fetch(
+            self.settling,
+            "prepare_next_from_shard",
+            self.name,
+            failed.message_id,
+            failed.scheduled_for,
+            delay,
+            failed.category,
+            str(failed.object_identifier),
+            _storable(error),
+            rows_max,
+            only_ids,
+            categories_off,
+            *failed.shard,
+        )
+        return rows[0][0], rows[0][2]
+
+    async def record_error(self, shard: ShardKey, category: int, object_identifier: Any, error: str) -> None:
+        """Put words to a failure that was counted ahead of its delivery."""
+        key = self._failure_key(shard, category, object_identifier)
+        await self._fetch(self.settling, "record_error", self.name, _storable(error), *key)
+
+    async def bury(self, ids: list[int], *, attempts: int, reason: str, by: str) -> int:
+        """Move messages to the dead letters; returns how many there were."""
+        rows = await self._fetch(self.settling, "bury", self.name, ids, attempts, _storable(reason), by)
+        return int(rows[0][0])
+
+    async def close(self) -> None:
+        """Close the three sessions."""
+        for session in (self.finding, self.reading, self.settling):
+            await session.close()
+
+    async def _fetch(self, session: Session, statement: str, *args: Any) -> list[asyncpg.Record]:
+        return await session.fetch(f"{statement} on outbox {self.name}", self._sql[statement], *args)
+
+    def _arrays(self, shards: Sequence[ShardKey]) -> list[list[Any]]:
+        return [list(column) for column in zip(*shards, strict=True)]
+
+    def _failure_key(self, shard: ShardKey, category: int, object_identifier: Any) -> tuple[str, int, str, int, str]:
+        region = self.region_of(shard) or ""
+        return region, self.scope_of(shard), str(self.identifier_of(shard)), category, str(object_identifier)
+
+    def _failure_keys(self, objects: Sequence[ShardObject]) -> list[list[Any]]:
+        return [list(column) for column in zip(*(self._failure_key(*one) for one in objects), strict=True)]
+
+    def _lowest_shard(self) -> ShardKey:
+        return tuple(_LOWEST.get(type_, "") for type_ in self.table.shard_columns.values())
+
+
+_LOWEST: dict[str, Any] = {"smallint": -(2**15), "integer": -(2**31), "bigint": -(2**63), "uuid": uuid.UUID(int=0)}
+
+
+def _storable(text: str) -> str:
+    """Cut an error's text to size; PostgreSQL takes no NUL and no lone surrogate."""
+    return text[:ERROR_CHARACTERS_MAX].replace("\0", "").encode(errors="replace").decode()
+
+
+def _renderer(table: Table, schema: str) -> sql.Renderer:
+    columns = list(table.shard_columns)
+    region = "region_name" in columns
+    positions = {column: number for number, column in enumerate(columns)}
+
+    def value(column: str, first: str) -> str:
+        return f"${int(first) + positions[column]}::{table.shard_columns[column]}"
+
+    def lock_key(alias: str) -> str:
+        # The one expression that makes a shard's lock key: the table's oid keeps outboxes apart.
+        return f"hashtext(concat_ws('/', '{table.oid}', {', '.join(f'{alias}.{sql.quote(c)}' for c in columns)}))"
+
+    return sql.Renderer(
+        {
+            "table": table.name,
+            "schema": sql.quote(schema),
+            "lock_key": lock_key,
+            "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
+            "region_or_null": lambda alias: f"{alias}.region_name" if region else "NULL",
+            "region_value_text": lambda first: f"{value('region_name', first)}::text" if region else "''",
+            "scope_value": lambda first: value("shard_scope", first),
+            "identifier_value": lambda first: value("shard_identifier", first),
+            "headers": lambda alias: f"{alias}.headers" if table.has_headers else "NULL::jsonb",
+        },
+        table.shard_columns,
+    )

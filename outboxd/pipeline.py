@@ -1,0 +1,278 @@
+"""
+Everything that drains, wired together: one task group, two ways to stop.
+
+    stop       nothing new is claimed; the delivery under way in each drainer finishes; what was delivered is settled
+    stop_hard  deliveries are cancelled (their messages stay); what was delivered is still settled
+
+The same pipeline serves the daemon, `--once` and the tests: a bounded run ends by itself when a whole pass finds
+nothing more to do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+import anyio
+import structlog
+
+from outboxd import errors, session
+from outboxd.claims import Claims
+from outboxd.deliver import Delivery
+from outboxd.drain import Drain, Lane
+from outboxd.inspection import inspect_table, require_schema
+from outboxd.live import Live
+from outboxd.options import REFRESH_INTERVAL_S, SwitchBoard
+from outboxd.outbox import Outbox
+from outboxd.readahead import Reader
+from outboxd.schedule import BoundedRun, Scheduler
+from outboxd.settle import Settler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from anyio.abc import TaskGroup
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.inspection import Table
+    from outboxd.registry import Registry
+    from outboxd.turn import Turn
+
+log = structlog.get_logger()
+
+SETTLE_AT_END_S_MAX = 10.0
+LOOK_AGAIN_S = 2.0
+BOUNDED_TRIES_MAX = 5
+REMAINING_PAIRS_MAX = 100_000
+
+
+class Branch:
+    """
+    The pipeline of one outbox, from its inspection on. Independent of the other outboxes (I14).
+
+    Args:
+        config: The outbox.
+        pipeline: What all outboxes share.
+    """
+
+    def __init__(self, config: OutboxConfig, pipeline: Pipeline) -> None:
+        self.config = config
+        self._pipeline = pipeline
+        self.bounded = BoundedRun() if pipeline.bounded else None
+        self.outbox: Outbox | None = None
+        self.settler: Settler | None = None
+        self.scheduler: Scheduler | None = None
+        self.error: errors.OutboxdError | None = None
+
+    async def run(self, background: TaskGroup) -> None:
+        """Drain until stopped. A missing or changed table is waited for; a bounded run keeps the error and ends."""
+        tries = 0
+        while not self._pipeline.live.stopping:
+            try:
+                table = await self._inspect()
+                tries = 0
+                await self._drain_table(table, background)
+            except errors.OutboxdError as exc:
+                tries += 1
+                if self.bounded is not None and (tries >= BOUNDED_TRIES_MAX or exc.exit_code != 69):
+                    self.error = exc
+                    return
+                if tries & (tries - 1) == 0:
+                    log.warning("outbox.not_ready", outbox=self.config.name, error=str(exc), hint=exc.hint or None)
+                await self._pipeline.pause(LOOK_AGAIN_S)
+            else:
+                return
+
+    async def _inspect(self) -> Table:
+        connection = await session.connect(self._pipeline.dsn(), name=f"inspect {self.config.name}")
+        try:
+            return await inspect_table(connection, self.config)
+        except Exception as exc:
+            raise session.translate(exc, f"inspecting outbox {self.config.name}") from exc
+        finally:
+            await connection.close(timeout=5)
+
+    async def _drain_table(self, table: Table, background: TaskGroup) -> None:
+        pipeline = self._pipeline
+        live = pipeline.live
+        self.outbox = Outbox(self.config.name, table, schema=pipeline.config.schema, dsn=pipeline.dsn)
+        scheduler = Scheduler(
+            self.outbox,
+            pipeline.claims,
+            live=live,
+            on_claimed=lambda claim, candidate: reader.put(claim, candidate),
+            bounded=self.bounded,
+        )
+        self.scheduler = scheduler
+        self.settler = Settler(self.outbox, live, on_settled=scheduler.settled)
+
+        def started(turn: Turn) -> None:
+            reader.started(turn)
+            scheduler.started(turn)
+
+        lane = Lane(
+            self.outbox,
+            self.settler,
+            discard_unhandled=self.config.on_unhandled == "discard",
+            on_started=started,
+        )
+        reader = Reader(lane, pipeline.drain, scheduler, live)
+        await pipeline.claims.listen(f"outboxd_{table.oid}", scheduler.wake)
+        background.start_soon(self.settler.run)
+        background.start_soon(reader.run)
+        await scheduler.schedule_batch()
+
+    def stop(self) -> None:
+        """Wake the loops so that they see the stop."""
+        if self.scheduler is not None:
+            self.scheduler.stop()
+
+    async def settle(self) -> None:
+        """Wait until everything handed to the settler is written."""
+        if self.settler is not None:
+            await self.settler.idle.wait()
+
+
+class Pipeline:
+    """
+    One process's drain of all its outboxes.
+
+    Args:
+        config: The configuration; `config.outboxes` are drained.
+        registry: Categories and receivers.
+        dsn: Tells where to connect, asked at every reconnect.
+        bounded: End when a whole pass finds nothing more to do.
+    """
+
+    def __init__(self, config: Config, registry: Registry, dsn: Callable[[], str], *, bounded: bool = False) -> None:
+        self.config = config
+        self.dsn = dsn
+        self.bounded = bounded
+        self.live = Live(config.drain, registry)
+        self.claims = Claims(dsn, config, self.live)
+        self.switchboard = SwitchBoard(config, dsn)
+        self.drain = Drain(self.live, Delivery(self.live))
+        self.branches = [Branch(outbox, self) for outbox in config.outboxes]
+        self.remaining_due = 0
+        self._drainers: TaskGroup | None = None
+        self._stopped = asyncio.Event()
+        self._delivering = anyio.CancelScope()
+
+    async def open(self) -> None:
+        """
+        Open the claim session and read the kill switches: nothing is delivered before both are done.
+
+        Raises:
+            ConfigError, PoolerError, FleetError: Waiting does not help.
+            StoreUnavailable, SchemaError: It may help.
+        """
+        await self._require_schema()
+        await self.claims.open()
+        await self._refresh()
+
+    async def run(self) -> None:
+        """Drain until stopped, or (bounded) until nothing is left; settle; close. Call `open` first."""
+        try:
+            async with anyio.create_task_group() as background:
+                background.start_soon(self.claims.run)
+                background.start_soon(self._keep_refreshing)
+                with self._delivering:
+                    await self._work(background)
+                self.live.stopping = True
+                with anyio.move_on_after(SETTLE_AT_END_S_MAX):
+                    for branch in self.branches:
+                        await branch.settle()
+                    if self.bounded:
+                        await self._count_remaining()
+                background.cancel_scope.cancel()
+        finally:
+            with anyio.CancelScope(shield=True):  # the locks must go, however we end
+                await self.close()
+
+    async def close(self) -> None:
+        """Deregister and close every session."""
+        await self.claims.close()
+        await self.switchboard.close()
+        for branch in self.branches:
+            if branch.outbox is not None:
+                await branch.outbox.close()
+
+    def stop(self) -> None:
+        """Claim no more; let the deliveries under way finish."""
+        self.live.stopping = True
+        self._stopped.set()
+        for branch in self.branches:
+            branch.stop()
+
+    def stop_hard(self) -> None:
+        """Cancel the deliveries under way."""
+        self.stop()
+        self.live.stopping_hard = True
+        self._delivering.cancel()
+
+    def apply(self, config: Config, registry: Registry) -> None:
+        """Take over what may change while running: `[drain]`, scopes, categories."""
+        self.live.drain = config.drain
+        self.live.registry = registry
+        self.switchboard.config = config
+        self._start_drainers()
+
+    def totals(self) -> dict[str, int]:
+        """Count since the start: deliveries, rows retired by them, failures, burials, claims."""
+        settled = [branch.settler.counters for branch in self.branches if branch.settler is not None]
+        claimed = [branch.scheduler.counters for branch in self.branches if branch.scheduler is not None]
+        return {
+            "delivered": sum(c.delivered for c in settled),
+            "retired": sum(c.retired for c in settled),
+            "failures": sum(c.failures for c in settled),
+            "buried": sum(c.buried for c in settled),
+            "claimed": sum(c.claimed for c in claimed),
+        }
+
+    async def pause(self, seconds: float) -> None:
+        """Sleep, but not beyond a stop."""
+        with anyio.move_on_after(seconds):
+            await self._stopped.wait()
+
+    async def _work(self, background: TaskGroup) -> None:
+        async with anyio.create_task_group() as drainers:
+            self._drainers = drainers
+            self._start_drainers()
+            async with anyio.create_task_group() as branches:
+                for branch in self.branches:
+                    branches.start_soon(branch.run, background)
+            self.drain.queue.close()
+
+    def _start_drainers(self) -> None:
+        """Bring the drainers up to `concurrency`; those above it end after their turn."""
+        if self._drainers is not None:
+            for _ in range(self.live.drain.concurrency - self.drain.drainers):
+                self.drain.drainers += 1
+                self._drainers.start_soon(self.drain.drainer)
+
+    async def _require_schema(self) -> None:
+        connection = await session.connect(self.dsn(), name="inspect")
+        try:
+            await require_schema(connection, self.config)
+        finally:
+            await connection.close(timeout=5)
+
+    async def _count_remaining(self) -> None:
+        for branch in self.branches:
+            if branch.outbox is not None and branch.error is None:
+                try:
+                    self.remaining_due += await branch.outbox.count_due_shards(REMAINING_PAIRS_MAX)
+                except errors.OutboxdError as exc:
+                    branch.error = exc
+
+    async def _keep_refreshing(self) -> None:
+        while True:
+            await asyncio.sleep(REFRESH_INTERVAL_S)
+            try:
+                await self._refresh()
+            except errors.OutboxdError as exc:
+                log.warning("options.unread", error=str(exc), hint=exc.hint or None)
+
+    async def _refresh(self) -> None:
+        await self.switchboard.refresh()
+        self.live.switches = self.switchboard.now

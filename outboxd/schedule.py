@@ -1,0 +1,329 @@
+"""
+Finding and claiming: the loop that keeps the drainers in work.
+
+    found -> claimed -> (read, drained, settled) -> releasing -> free
+             [_claim]                               [settled]    [_release]
+
+Claims held ahead are at most what the drainers took in the last 0.2 s: replicas get their share, and the server's
+lock table is not filled (2 000 at once ended in `out of shared memory` on a default server).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import structlog
+
+from outboxd import errors
+from outboxd.drain import shard_off
+from outboxd.find import Finder
+from outboxd.model import Candidate
+
+if TYPE_CHECKING:
+    from outboxd.claims import Claim, Claims
+    from outboxd.live import Live
+    from outboxd.options import Switches
+    from outboxd.outbox import Outbox
+    from outboxd.turn import Turn
+
+log = structlog.get_logger()
+
+CLAIMS_AHEAD_MAX = 1_000
+AHEAD_WINDOW_S = 0.2
+RESTING_MAX = 100_000
+REST_S_MAX = 5.0
+DRAINS_MAX = 10
+PAUSE_S_MAX = 5.0
+
+
+@dataclass(slots=True)
+class Counters:
+    """Counted since the start: shards claimed, and lost to other drainers; shards claimed in the last round."""
+
+    claimed: int = 0
+    lost: int = 0
+    last_round: int = 0
+
+
+@dataclass(slots=True)
+class BoundedRun:
+    """
+    What a run that ends by itself (`--once`) remembers of its shards, by lock key.
+
+    A shard that failed, was lost or is at rest is not tried again; one is drained at most ten times, because
+    receivers may write messages.
+    """
+
+    drains: dict[int, int] = field(default_factory=dict)
+    closed: set[int] = field(default_factory=set)
+    failed: set[int] = field(default_factory=set)
+    skipped: set[int] = field(default_factory=set)
+    exhausted: set[int] = field(default_factory=set)
+    claimed_in_pass: int = 0
+    passes: int = 0
+
+    def admits(self, candidate: Candidate) -> bool:
+        """Whether the shard may be drained (again) in this run."""
+        if candidate.lock_key in self.closed:
+            return False
+        if candidate.due_at is None:
+            return True  # the same drain goes on
+        drains = self.drains.get(candidate.lock_key, 0) + 1
+        if drains > DRAINS_MAX:
+            self.exhausted.add(candidate.lock_key)
+            return False
+        self.drains[candidate.lock_key] = drains
+        return True
+
+
+class Pace:
+    """How many turns the drainers took in the last window of 0.2 s."""
+
+    def __init__(self) -> None:
+        self._window_ends_at = 0.0
+        self._count = 0
+        self._last_count = 0
+
+    def tick(self) -> None:
+        """Count one turn."""
+        self._roll()
+        self._count += 1
+
+    def recent(self) -> int:
+        """Tell the greater of this window's and the last one's count."""
+        self._roll()
+        return max(self._count, self._last_count)
+
+    def _roll(self) -> None:
+        now = time.monotonic()
+        if now >= self._window_ends_at:
+            idle = now >= self._window_ends_at + AHEAD_WINDOW_S
+            self._last_count = 0 if idle else self._count
+            self._count = 0
+            self._window_ends_at = now + AHEAD_WINDOW_S
+
+
+class Scheduler:
+    """
+    Finds and claims the due shards of one outbox.
+
+    Args:
+        outbox: The table.
+        claims: The claim session.
+        on_claimed: Gets each claim with the candidate it was won for; reads and drains it, then calls `settled`
+            or `drop`.
+        live: Settings and switches, as they are now.
+        bounded: Set for a run that ends by itself.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        claims: Claims,
+        *,
+        live: Live,
+        on_claimed: Callable[[Claim, Candidate], None],
+        bounded: BoundedRun | None,
+    ) -> None:
+        self._outbox = outbox
+        self._claims = claims
+        self._on_claimed = on_claimed
+        self._live = live
+        self.bounded = bounded
+        self.finder = Finder(outbox, live)
+        self.counters = Counters()
+        self._held: dict[int, Claim] = {}
+        self._found: deque[Candidate] = deque()
+        self._revisit: deque[Candidate] = deque()
+        self._releasing: list[Claim] = []
+        self._resting: dict[int, float] = {}
+        self._ahead = 0
+        self._pace = Pace()
+        self._kick = asyncio.Event()
+
+    async def schedule_batch(self) -> None:
+        """
+        Claim shards until stopped; in a bounded run, until a whole pass finds nothing more to do.
+
+        Raises:
+            SchemaError: The table is missing or has changed; it must be looked at again.
+        """
+        failures = 0
+        while not self._live.stopping:
+            self._kick.clear()
+            try:
+                await self._release()
+                worked = await self._claim()
+                failures = 0
+            except errors.SchemaError:
+                raise
+            except errors.OutboxdError as exc:
+                failures += 1
+                self._complain(exc, failures)
+                await self._rest(min(PAUSE_S_MAX, 0.05 * 2**failures))
+                continue
+            self._live.beat()
+            if worked:
+                continue
+            if self._is_over():
+                return
+            await self._rest(self._rest_s())
+
+    def wake(self) -> None:
+        """Look for new messages soon."""
+        self.finder.wake()
+        self._kick.set()
+
+    def stop(self) -> None:
+        """Let the loop see that it must end."""
+        self._kick.set()
+
+    def started(self, _turn: Turn) -> None:
+        """Note that a drainer has taken a turn: there is room for another claim."""
+        self._ahead -= 1
+        self._pace.tick()
+        if self._ahead <= self._ahead_min() or self._room() >= self._ahead:
+            self._kick.set()
+
+    def settled(self, turn: Turn) -> None:
+        """Take back the claim of a turn that is over, with everything of it committed."""
+        claim = turn.claim
+        if turn.unreadable:
+            self._rest_shard(claim.lock_key, REST_S_MAX)
+        elif turn.unfinished:
+            claim.again = Candidate(claim.shard, claim.lock_key, None)
+        if self.bounded is not None and turn.failed:
+            self.bounded.failed.add(claim.lock_key)
+        self._give_back(claim)
+
+    def drop(self, claim: Claim, rest_s: float = 0.0) -> None:
+        """Give back a claim that led to no turn; with *rest_s*, leave its shard alone for so long."""
+        self._ahead -= 1
+        if rest_s > 0:
+            self._rest_shard(claim.lock_key, rest_s)
+        self._give_back(claim)
+
+    def retry(self, claim: Claim, candidate: Candidate) -> None:
+        """Give back a claim whose messages could not be read, and look at its shard again."""
+        claim.again = candidate
+        self.drop(claim)
+
+    def _give_back(self, claim: Claim) -> None:
+        self._releasing.append(claim)
+        self._kick.set()
+
+    async def _release(self) -> None:
+        claims, self._releasing = self._releasing, []
+        if not claims:
+            return
+        try:
+            await self._claims.release(claims)
+        finally:  # if it failed the session is gone, and the locks with it
+            for claim in claims:
+                del self._held[claim.lock_key]
+                if claim.again is not None:
+                    self._revisit.append(claim.again)
+
+    async def _claim(self) -> bool:
+        """Claim as many shards as there is room for; False when there is nothing to do now."""
+        room = self._room()
+        if room <= 0:
+            return False
+        wanted = self._take(room)
+        looked = False
+        if not wanted and self.finder.due_in_s() == 0.0:
+            self._found.extend(await self.finder.look())
+            looked = True
+            wanted = self._take(room)
+        if not wanted:
+            return looked and (bool(self._found) or self.finder.due_in_s() == 0.0)
+        claims = await self._claims.claim(list(wanted.values()))
+        self._count(wanted, claims)
+        for claim in claims:
+            self._held[claim.lock_key] = claim
+            self._ahead += 1
+            self._on_claimed(claim, wanted[claim.lock_key])
+        return True
+
+    def _count(self, wanted: dict[int, Candidate], claims: list[Claim]) -> None:
+        self.counters.claimed += len(claims)
+        self.counters.lost += len(wanted) - len(claims)
+        self.counters.last_round = len(claims)
+        if self.bounded is not None:
+            self.bounded.claimed_in_pass += len(claims)
+            self.bounded.closed |= wanted.keys() - {claim.lock_key for claim in claims}
+
+    def _take(self, room: int) -> dict[int, Candidate]:
+        """Take up to *room* candidates with distinct lock keys that may be claimed now; found ones first."""
+        wanted: dict[int, Candidate] = {}
+        switches = self._live.switches
+        for source in (self._found, self._revisit):
+            while source and len(wanted) < room:
+                candidate = source.popleft()
+                if candidate.lock_key in self._held:
+                    self._held[candidate.lock_key].again = candidate
+                elif candidate.lock_key not in wanted and self._may_claim(candidate, switches):
+                    wanted[candidate.lock_key] = candidate
+        return wanted
+
+    def _may_claim(self, candidate: Candidate, switches: Switches) -> bool:
+        if shard_off(switches, self._outbox, candidate.shard):
+            if self.bounded is not None:
+                self.bounded.skipped.add(candidate.lock_key)
+            return False
+        if self._resting and self._resting.get(candidate.lock_key, 0.0) > time.monotonic():
+            return False
+        return self.bounded is None or self.bounded.admits(candidate)
+
+    def _rest_shard(self, lock_key: int, rest_s: float) -> None:
+        """Do not look at a held shard again and again; a few seconds at most, in case somebody makes it due."""
+        if len(self._resting) >= RESTING_MAX:
+            now = time.monotonic()
+            self._resting = {key: until for key, until in self._resting.items() if until > now}
+        if len(self._resting) < RESTING_MAX:
+            self._resting[lock_key] = time.monotonic() + min(rest_s, REST_S_MAX)
+        if self.bounded is not None:
+            self.bounded.closed.add(lock_key)
+
+    def _room(self) -> int:
+        allowed = max(self._ahead_min(), min(CLAIMS_AHEAD_MAX, self._pace.recent()))
+        return min(allowed, 2 * CLAIMS_AHEAD_MAX - len(self._held)) - self._ahead
+
+    def _ahead_min(self) -> int:
+        return 2 * self._live.drain.concurrency
+
+    def _is_over(self) -> bool:
+        """Whether a bounded run has nothing left: a whole pass found nothing, and nothing is under way."""
+        bounded = self.bounded
+        if bounded is None or self._held or self._found or self._revisit or self.finder.passes == bounded.passes:
+            return False
+        if bounded.claimed_in_pass == 0:
+            return True
+        bounded.passes, bounded.claimed_in_pass = self.finder.passes, 0
+        self.finder.restart()
+        self._kick.set()
+        return False
+
+    def _rest_s(self) -> float:
+        if self._room() <= 0 or (self.bounded is not None and self._held):
+            return self._live.drain.poll_interval_s
+        return min(self.finder.due_in_s(), self._live.drain.poll_interval_s)
+
+    async def _rest(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._kick.wait()
+        except TimeoutError:
+            return
+
+    def _complain(self, exc: errors.OutboxdError, failures: int) -> None:
+        """Say it at the first failure, then ever more rarely."""
+        if failures & (failures - 1) == 0:
+            log.warning(
+                "outbox.unavailable", outbox=self._outbox.name, error=str(exc), hint=exc.hint or None, failures=failures
+            )

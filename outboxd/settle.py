@@ -1,0 +1,304 @@
+"""
+The ending of deliveries: delete, reschedule, or bury. One settler an outbox.
+
+While one batch is being written the next one gathers, so under load many shards are settled by one statement. A
+settle that fails is tried again and is never a failed delivery: the messages were delivered, only their rows remain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import structlog
+
+from outboxd import backoff, errors
+from outboxd.model import Buried, Failed, Instant, Outcome, datetime_of
+from outboxd.outbox import FailedObject
+from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
+
+if TYPE_CHECKING:
+    from outboxd.live import Live
+    from outboxd.outbox import Outbox, ShardObject
+
+log = structlog.get_logger()
+
+PENDING_ROWS_MAX = 20_000
+BATCH_ROWS_MAX = 10_000
+RETRY_PAUSE_S_MAX = 5.0
+DEFER_S = 1.0
+DIED_ERROR = "the process died while this message was being delivered"
+
+
+class Delivered(msgspec.Struct):
+    """Groups of one turn that were delivered."""
+
+    turn: Turn
+    groups: list[Group]
+
+    @property
+    def row_count(self) -> int:
+        """Messages that these groups stand for."""
+        return sum(len(group.ids) for group in self.groups)
+
+
+class Ending(msgspec.Struct):
+    """
+    How a delivery ended that needs more than a delete.
+
+    `moved_to` is set in prepared mode: the shard was moved there, and the attempt counted, before the delivery.
+    """
+
+    turn: Turn
+    group: Group
+    outcome: Outcome
+    moved_to: Instant | None
+
+    @property
+    def row_count(self) -> int:
+        """Messages that the group stands for."""
+        return len(self.group.ids)
+
+    @property
+    def subject(self) -> ShardObject:
+        """The object that was delivered, or not."""
+        return _subject(self.turn, self.group)
+
+
+Entry = Delivered | Ending
+
+
+def _subject(turn: Turn, group: Group) -> ShardObject:
+    return turn.claim.shard, group.newest[CATEGORY], group.newest[OBJECT]
+
+
+@dataclass(slots=True)
+class Counters:
+    """Settled since the start: groups delivered, rows retired with them, failures, groups buried."""
+
+    delivered: int = 0
+    retired: int = 0
+    failures: int = 0
+    buried: int = 0
+
+
+class Settler:
+    """
+    Writes the endings of one outbox's deliveries.
+
+    Args:
+        outbox: Whose messages these are.
+        live: How much one failure reschedules at most, and what is switched off.
+        on_settled: Called with each turn that is over and has nothing unsettled.
+    """
+
+    def __init__(self, outbox: Outbox, live: Live, *, on_settled: Callable[[Turn], None]) -> None:
+        self._outbox = outbox
+        self._live = live
+        self._on_settled = on_settled
+        self._pending: list[Entry] = []
+        self._pending_rows = 0
+        self._arrived = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._deferred = 0
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self.counters = Counters()
+        self._by = f"outboxd {os.getpid()}@{socket.gethostname()}"
+
+    async def room(self) -> None:
+        """Wait while too much is unsettled: a database that does not delete must stop the deliveries (I10)."""
+        await self._room.wait()
+
+    def hand_over(self, turn: Turn) -> None:
+        """Take the groups that a turn has delivered so far."""
+        if turn.delivered:
+            groups, turn.delivered = turn.delivered, []
+            self._put(Delivered(turn, groups))
+
+    def add(self, ending: Ending) -> None:
+        """Take an ending, behind what the turn has delivered before it."""
+        self.hand_over(ending.turn)
+        self._put(ending)
+
+    def _put(self, entry: Entry) -> None:
+        entry.turn.unsettled += 1
+        self._pending.append(entry)
+        self._pending_rows += entry.row_count
+        if self._pending_rows > PENDING_ROWS_MAX:
+            self._room.clear()
+        self.idle.clear()
+        self._arrived.set()
+
+    def finish(self, turn: Turn) -> None:
+        """Say that a turn hands over nothing more."""
+        self.hand_over(turn)
+        turn.over = True
+        if not turn.unsettled:
+            self._on_settled(turn)
+
+    async def run(self) -> None:
+        """Write what arrives. Never returns."""
+        while True:
+            await self._arrived.wait()
+            batch = self._take()
+            if batch:
+                await self._write_until_done(batch)
+            if not self._pending:
+                self._arrived.clear()
+                if not self._deferred:
+                    self.idle.set()
+
+    async def prepare(self, turn: Turn, group: Group) -> Instant | None:
+        """
+        Count a failure before the delivery (prepared mode), so that a death needs no witness (I9).
+
+        Returns:
+            Where the shard was moved to; None when somebody else moved it meanwhile.
+        """
+        attempts, moved_to = await self._reschedule(turn, group, Failed(DIED_ERROR))
+        return None if attempts is None else moved_to
+
+    def _take(self) -> list[Entry]:
+        rows = count = 0
+        for entry in self._pending:
+            rows += entry.row_count
+            count += 1
+            if rows >= BATCH_ROWS_MAX:
+                break
+        batch, self._pending = self._pending[:count], self._pending[count:]
+        self._pending_rows -= rows
+        if self._pending_rows <= PENDING_ROWS_MAX:
+            self._room.set()
+        return batch
+
+    async def _write_until_done(self, batch: list[Entry]) -> None:
+        """Try again while the database is away; set aside what it refuses, shard by shard."""
+        failures = 0
+        while batch:
+            try:
+                await self._write(batch)
+            except errors.StoreUnavailable as exc:
+                failures += 1
+                log.warning("settle.retried", outbox=self._outbox.name, endings=len(batch), error=str(exc))
+                await asyncio.sleep(min(RETRY_PAUSE_S_MAX, 0.05 * 2**failures))
+            except errors.OutboxdError as exc:
+                await self._set_aside(batch, exc)
+                return
+
+    async def _set_aside(self, batch: list[Entry], exc: errors.OutboxdError) -> None:
+        """Split a refused batch (a row is locked, say) by shard, so that one does not keep the others."""
+        turns = {id(entry.turn) for entry in batch}
+        if len(turns) > 1:
+            for one in turns:
+                await self._write_until_done([entry for entry in batch if id(entry.turn) == one])
+            return
+        log.warning("settle.deferred", outbox=self._outbox.name, endings=len(batch), error=str(exc))
+        self._deferred += 1
+        asyncio.get_running_loop().call_later(DEFER_S, self._resume, batch)
+
+    def _resume(self, batch: list[Entry]) -> None:
+        self._deferred -= 1
+        self._pending[:0] = batch
+        self._pending_rows += sum(entry.row_count for entry in batch)
+        self._arrived.set()
+
+    async def _write(self, batch: list[Entry]) -> None:
+        """Write a whole batch, taking out of it what is committed; a shard's deletes go before its failure."""
+        done = [entry for entry in batch if isinstance(entry, Delivered)]
+        others = [entry for entry in batch if isinstance(entry, Ending)]
+        if done:
+            ids = [i for entry in done for group in entry.groups for i in group.ids]
+            known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None]
+            await self._outbox.delete_messages(ids, known)
+            batch[:] = others
+            for entry in done:
+                self._count(entry.turn, len(entry.groups), entry.row_count)
+                self._settled(entry.turn)
+        for ending in others:
+            await self._write_one(ending)
+            batch.pop(0)
+            self._settled(ending.turn)
+
+    async def _write_one(self, ending: Ending) -> None:
+        if isinstance(ending.outcome, Buried):
+            await self._bury(ending, ending.outcome.reason)
+        elif isinstance(ending.outcome, Failed):
+            await self._fail(ending, ending.outcome)
+        elif ending.moved_to is not None:
+            await self._outbox.settle_prepared(
+                ending.group.ids, ending.subject, moved_to=ending.moved_to, rows_max=self._live.drain.backoff_rows_max
+            )
+            self._count(ending.turn, 1, ending.row_count)
+
+    async def _fail(self, ending: Ending, failed: Failed) -> None:
+        attempts: int | None = ending.group.attempt
+        next_at = ending.moved_to
+        if next_at is None:
+            attempts, next_at = await self._reschedule(ending.turn, ending.group, failed)
+        else:
+            await self._outbox.record_error(*ending.subject, failed.error)
+        self.counters.failures += 1
+        log.warning(
+            "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
+            **self._described(ending),
+            attempts=attempts,
+            next_at=datetime_of(next_at).isoformat(),
+            error=failed.error,
+        )
+
+    async def _bury(self, ending: Ending, reason: str) -> None:
+        group = ending.group
+        buried = await self._outbox.bury(group.ids, attempts=group.attempt, reason=reason, by=self._by)
+        if ending.moved_to is not None:
+            await self._outbox.settle_prepared(
+                [], ending.subject, moved_to=ending.moved_to, rows_max=self._live.drain.backoff_rows_max
+            )
+        elif group.known is not None:
+            await self._outbox.clear_failures([ending.subject])
+        self.counters.buried += 1
+        log.warning("message.buried", **self._described(ending), rows=buried, reason=reason)
+
+    def _described(self, ending: Ending) -> dict[str, Any]:
+        newest = ending.group.newest
+        return {
+            "outbox": self._outbox.name,
+            "shard": [str(part) for part in ending.turn.claim.shard],
+            "category": newest[CATEGORY],
+            "object": str(newest[OBJECT]),
+            "message": newest[ID],
+        }
+
+    async def _reschedule(self, turn: Turn, group: Group, outcome: Failed) -> tuple[int | None, Instant]:
+        """Move the shard, or the object, to its next try: by the delay of the group's lowest message, as read."""
+        oldest = group.oldest
+        scheduled_for = oldest[SCHEDULED_FOR]
+        scheduled_from = await self._outbox.read_scheduled_from(oldest[ID])
+        if scheduled_from is None:
+            return None, scheduled_for
+        failed = FailedObject(turn.claim.shard, oldest[CATEGORY], oldest[OBJECT], oldest[ID], scheduled_for)
+        return await self._outbox.prepare_next_from_shard(
+            failed,
+            delay=backoff.next_schedule(datetime_of(scheduled_from), datetime_of(scheduled_for), outcome.retry_later_s),
+            error=outcome.error,
+            rows_max=self._live.drain.backoff_rows_max,
+            only_ids=None if self._live.blocks(oldest[CATEGORY]) else group.ids,
+            categories_off=list(self._live.switches.categories),
+        )
+
+    def _count(self, turn: Turn, groups: int, rows: int) -> None:
+        turn.rows_retired += rows
+        self.counters.delivered += groups
+        self.counters.retired += rows
+
+    def _settled(self, turn: Turn) -> None:
+        turn.unsettled -= 1
+        self._live.beat()
+        if turn.over and not turn.unsettled:
+            self._on_settled(turn)

@@ -1,0 +1,83 @@
+"""
+Named SQL statements from .sql files, and the one place where names become SQL.
+
+A file holds statements under `-- name: <statement>` headers. Placeholders in braces stand for
+names that are known at start-up and validated there; run-time values are always bound.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from importlib import resources
+
+_NAME = re.compile(r"^-- name: (\w+)[^\S\n]*\n", re.MULTILINE)
+_PLACEHOLDER = re.compile(r"\{(\w+)(?::(\w+))?\}")
+_IDENTIFIER_BYTES_MAX = 63
+
+
+def load(filename: str) -> dict[str, str]:
+    """Read the statements of one .sql file of this folder, by name, in the order of the file."""
+    text = resources.files(__package__).joinpath(filename).read_text(encoding="utf-8")
+    parts = _NAME.split(text)
+    return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def is_identifier(name: str) -> bool:
+    """Whether *name* can be a PostgreSQL identifier: 1 to 63 bytes, no NUL."""
+    return 0 < len(name.encode()) <= _IDENTIFIER_BYTES_MAX and "\0" not in name
+
+
+def quote(name: str) -> str:
+    """
+    Quote one identifier.
+
+    Raises:
+        ValueError: Not an identifier (empty, longer than 63 bytes, or with a NUL).
+    """
+    if not is_identifier(name):
+        raise ValueError(f"not a PostgreSQL identifier: {name!r}")
+    return '"' + name.replace('"', '""') + '"'
+
+
+def quote_qualified(name: str) -> str:
+    """Quote `table` or `schema.table`, splitting at the first full stop."""
+    return ".".join(quote(part) for part in name.split(".", 1))
+
+
+class Renderer:
+    """
+    Fills the placeholders of a statement.
+
+    Args:
+        names: Placeholders and their SQL, e.g. `table`, `schema`; a function gets what stands behind the colon.
+        shard_columns: Sharding columns and their types, in order.
+
+    Placeholders about the shard, with columns `shard_scope int4, shard_identifier int8`:
+
+    | written            | becomes                                          |
+    |--------------------|--------------------------------------------------|
+    | `{shard}`          | `"shard_scope", "shard_identifier"`              |
+    | `{shard:o}`        | `o."shard_scope", o."shard_identifier"`          |
+    | `{shard_values:4}` | `$4::int4, $5::int8`                             |
+    | `{shard_arrays:4}` | `$4::int4[], $5::int8[]`                         |
+    """
+
+    def __init__(self, names: Mapping[str, str | Callable[[str], str]], shard_columns: Mapping[str, str]) -> None:
+        self._names = names
+        self._shard = shard_columns
+
+    def render(self, statement: str) -> str:
+        """Fill in every placeholder; an unknown one is a programmer's error (KeyError)."""
+        return _PLACEHOLDER.sub(self._fill, statement)
+
+    def _fill(self, match: re.Match[str]) -> str:
+        word, argument = match.groups()
+        if word == "shard":
+            prefix = f"{argument}." if argument else ""
+            return ", ".join(prefix + quote(column) for column in self._shard)
+        if word in ("shard_values", "shard_arrays"):
+            suffix = "[]" if word == "shard_arrays" else ""
+            return ", ".join(f"${int(argument) + i}::{type_}{suffix}" for i, type_ in enumerate(self._shard.values()))
+        filling = self._names[word]
+        return filling if isinstance(filling, str) else filling(argument)

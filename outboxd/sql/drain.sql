@@ -1,0 +1,317 @@
+-- The life of a message in an outbox, in order: find -> claim -> read -> settle (delete, reschedule, bury).
+
+-- name: find_scheduled_shards
+-- Find shards that have a due message: jumps from one distinct (time, shard) to the next, however many
+-- messages lie between, so it costs O(due pairs) and not O(backlog) (I7).
+-- $1 timestamptz   the pair to continue after: its time ...
+-- $2 int4          pairs at most
+-- $3 ...           ... and its shard
+-- returns          scheduled_for, lock_key and the shard, in index order; the same shard once for each time
+-- index            (scheduled_for, <sharding columns>)
+WITH RECURSIVE due AS (
+    (
+        SELECT scheduled_for, {shard}
+        FROM {table}
+        WHERE scheduled_for <= now()
+            AND (scheduled_for, {shard}) > ($1::timestamptz, {shard_values:3})
+        ORDER BY scheduled_for, {shard}
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM due
+    CROSS JOIN LATERAL (
+        SELECT o.scheduled_for, {shard:o}
+        FROM {table} AS o
+        WHERE o.scheduled_for <= now()
+            AND (o.scheduled_for, {shard:o}) > (due.scheduled_for, {shard:due})
+        ORDER BY o.scheduled_for, {shard:o}
+        LIMIT 1
+    ) AS following
+)
+SELECT scheduled_for, {lock_key:due} AS lock_key, {shard}
+FROM due
+LIMIT $2::int4
+
+-- name: find_new
+-- Look only at messages above the highest id seen: a wake-up must not walk what was delivered but cannot
+-- be vacuumed yet. A hint: late commits with lower ids are left to find_scheduled_shards.
+-- $1 int8          the highest id seen
+-- $2 int4          messages at most
+-- returns          per shard: lock_key, highest id, count, scheduled_for of a due message or null, and the shard
+-- index            primary key
+SELECT
+    {lock_key:new} AS lock_key,
+    max(new.id) AS id_max,
+    count(*) AS row_count,
+    min(new.scheduled_for) FILTER (WHERE new.scheduled_for <= now()) AS scheduled_for,
+    {shard:new}
+FROM (
+    SELECT id, scheduled_for, {shard}
+    FROM {table}
+    WHERE id > $1::int8
+    ORDER BY id
+    LIMIT $2::int4
+) AS new
+GROUP BY {shard:new}
+ORDER BY max(new.id)
+
+-- name: highest_id
+-- returns          the highest id in the table, or 0
+-- index            primary key, backwards
+SELECT coalesce(max(id), 0)::int8 AS id_max FROM {table}
+
+-- name: next_due
+-- returns          seconds until the next message that is not due yet becomes due; no row when there is none
+-- index            (scheduled_for, <sharding columns>)
+SELECT extract(epoch FROM scheduled_for - now())::float8 AS due_in_s
+FROM {table}
+WHERE scheduled_for > now()
+ORDER BY scheduled_for, {shard}
+LIMIT 1
+
+-- name: read_failures
+-- Read what is known of earlier failures in claimed shards.
+-- $1 text          outbox
+-- $2 ...           shards, one array a column
+-- returns          shard_number (from 1), category, object, attempts, last_error, seconds until the failed
+--                  group's first message is due (<= 0: due; also when it is gone) and since the last attempt
+-- index            primary key of outboxd.failure; primary key of the outbox
+SELECT
+    claimed.shard_number,
+    f.category,
+    f.object_identifier,
+    f.attempts,
+    f.last_error,
+    coalesce(extract(epoch FROM head.scheduled_for - now()), 0)::float8 AS due_in_s,
+    extract(epoch FROM now() - f.last_failed_at)::float8 AS age_s
+FROM unnest({shard_arrays:2}) WITH ORDINALITY AS claimed ({shard}, shard_number)
+JOIN {schema}.failure AS f
+    ON f.outbox = $1::text
+    AND f.shard_scope = claimed.shard_scope
+    AND f.shard_identifier = claimed.shard_identifier::text
+    AND f.region_name = {region_text:claimed}
+LEFT JOIN {table} AS head ON head.id = f.message_id
+
+-- name: read_messages
+-- Read the messages of claimed shards, oldest id first. The claim was won after the find's snapshot was taken:
+-- a shard is read only if it still has a message at the due time that find saw (another drainer may have
+-- delivered it, or backed it off, in between). Large payloads are left for read_payload (I10).
+-- $1 int4          messages a shard
+-- $2 int4          messages in all; shards that are not reached come back empty
+-- $3 int4[]        categories that are switched off
+-- $4 timestamptz[] the due time that find saw; null: read without that check
+-- $5 ...           shards, one array a column
+-- returns          shard_number (from 1, ascending), id, category, object_identifier, payload, large_payload,
+--                  headers, scheduled_for, date_added
+-- index            (scheduled_for, <sharding columns>) for the check, (<sharding columns>, id) for the messages
+SELECT claimed.shard_number, message.*
+FROM (
+    SELECT *
+    FROM unnest($4::timestamptz[], {shard_arrays:5}) WITH ORDINALITY AS given (due_at, {shard}, shard_number)
+    WHERE given.due_at IS NULL
+        OR EXISTS (
+            SELECT
+            FROM {table} AS d
+            WHERE d.scheduled_for = given.due_at AND ({shard:d}) = ({shard:given})
+        )
+) AS claimed
+CROSS JOIN LATERAL (
+    SELECT
+        o.id,
+        o.category,
+        o.object_identifier,
+        -- A small stored size can unpack to a hundred times as much, so what is compressed is measured.
+        CASE
+            WHEN pg_column_size(o.payload) <= 8192
+                AND (pg_column_compression(o.payload) IS NULL OR octet_length(o.payload::text) <= 16384)
+            THEN o.payload
+        END AS payload,
+        pg_column_size(o.payload) > 8192
+            OR (pg_column_compression(o.payload) IS NOT NULL AND octet_length(o.payload::text) > 16384)
+            AS large_payload,
+        {headers:o} AS headers,
+        o.scheduled_for,
+        o.date_added
+    FROM {table} AS o
+    WHERE ({shard:o}) = ({shard:claimed}) AND o.category <> ALL ($3::int4[])
+    ORDER BY {shard:o}, o.id
+    LIMIT $1::int4
+) AS message
+LIMIT $2::int4
+
+-- name: read_payload
+-- $1 int8          id
+-- returns          the payload; no row when the message is gone
+-- index            primary key
+SELECT payload FROM {table} WHERE id = $1::int8
+
+-- name: read_scheduled_from
+-- When a failed message's attempt was scheduled: needed only then, so it is not read with every message.
+-- $1 int8          id
+-- returns          scheduled_from; no row when the message is gone
+-- index            primary key
+SELECT scheduled_from FROM {table} WHERE id = $1::int8
+
+-- name: delete_messages
+-- Delete exactly the messages that were read before their receiver ran (I2); never `id < newest`.
+-- $1 int8[]        ids
+-- index            primary key
+DELETE FROM {table} WHERE id = ANY ($1::int8[])
+
+-- name: clear_failures
+-- Forget failures of objects that have been delivered.
+-- $1 text          outbox
+-- $2 ...           region_name, shard_scope, shard_identifier, category, object_identifier, one array each
+-- index            primary key of outboxd.failure
+DELETE FROM {schema}.failure AS f
+USING unnest($2::text[], $3::int4[], $4::text[], $5::int4[], $6::text[])
+    AS done (region_name, shard_scope, shard_identifier, category, object_identifier)
+WHERE f.outbox = $1::text
+    AND f.shard_scope = done.shard_scope
+    AND f.shard_identifier = done.shard_identifier
+    AND f.region_name = done.region_name
+    AND f.category = done.category
+    AND f.object_identifier = done.object_identifier
+
+-- name: prepare_next_from_shard
+-- Move what remains of a shard to its next try, and count the failure. Only if the failed message still has the
+-- schedule that was read: whoever lost the claim meanwhile counts nothing twice.
+-- $1 text          outbox
+-- $2 int8          the failed group's lowest id
+-- $3 timestamptz   its scheduled_for as read
+-- $4 interval      delay
+-- $5 int4          category
+-- $6 text          object_identifier
+-- $7 text          error
+-- $8 int4          messages at most: a retry of a deep shard must not rewrite all of it
+-- $9 int8[]        move only these (the object's own, as read); null: the whole shard
+-- $10 int4[]       categories that are switched off: left alone (I11)
+-- $11 ...          the shard
+-- returns          one row: attempts (null: somebody else moved it), moved, scheduled_for
+-- locks            the moved messages, until commit
+-- index            primary key; (<sharding columns>, id)
+WITH head AS MATERIALIZED (
+    SELECT id FROM {table} WHERE id = $2::int8 AND scheduled_for = $3::timestamptz FOR UPDATE
+),
+remaining AS MATERIALIZED (
+    SELECT id FROM head
+    UNION
+    SELECT unnest($9::int8[]) FROM head
+    UNION
+    SELECT shard_rows.id
+    FROM (
+        SELECT o.id
+        FROM {table} AS o
+        WHERE ({shard:o}) = ({shard_values:11})
+            AND o.category <> ALL ($10::int4[])
+            AND $9::int8[] IS NULL
+            AND EXISTS (SELECT FROM head)
+        ORDER BY {shard:o}, o.id
+        LIMIT $8::int4
+    ) AS shard_rows
+),
+moved AS (
+    UPDATE {table} AS o
+    SET scheduled_for = now() + $4::interval, scheduled_from = now()
+    WHERE o.id = ANY (ARRAY(SELECT id FROM remaining))
+    RETURNING o.id
+),
+recorded AS (
+    INSERT INTO {schema}.failure AS f (
+        outbox, region_name, shard_scope, shard_identifier, category, object_identifier,
+        message_id, attempts, last_error, first_failed_at, last_failed_at
+    )
+    SELECT
+        $1::text, {region_value_text:11}, {scope_value:11}, {identifier_value:11}::text, $5::int4, $6::text,
+        head.id, 1, $7::text, now(), now()
+    FROM head
+    ON CONFLICT (outbox, shard_scope, shard_identifier, region_name, category, object_identifier) DO UPDATE
+    SET attempts = f.attempts + 1,
+        message_id = excluded.message_id,
+        last_error = excluded.last_error,
+        last_failed_at = excluded.last_failed_at
+    RETURNING f.attempts
+)
+SELECT
+    (SELECT attempts FROM recorded) AS attempts,
+    (SELECT count(*) FROM moved) AS moved,
+    now() + $4::interval AS scheduled_for
+
+-- name: put_back
+-- Prepared mode: the delivery succeeded, so what was moved ahead of it is due again.
+-- $1 timestamptz   where it had been moved to
+-- $2 int4          messages at most, as in prepare_next_from_shard
+-- $3 ...           the shard
+-- index            (<sharding columns>, id)
+UPDATE {table} AS o
+SET scheduled_for = now(), scheduled_from = now()
+WHERE o.id = ANY (
+    ARRAY(
+        SELECT i.id FROM {table} AS i WHERE ({shard:i}) = ({shard_values:3}) ORDER BY {shard:i}, i.id LIMIT $2::int4
+    )
+) AND o.scheduled_for = $1::timestamptz
+
+-- name: record_error
+-- Prepared mode: the failure is counted already; only its words are known now.
+-- $1 text          outbox
+-- $2 text          error
+-- $3 ...           region_name, shard_scope, shard_identifier, category, object_identifier
+-- index            primary key of outboxd.failure
+UPDATE {schema}.failure
+SET last_error = $2::text, last_failed_at = now()
+WHERE outbox = $1::text AND region_name = $3::text AND shard_scope = $4::int4 AND shard_identifier = $5::text
+    AND category = $6::int4 AND object_identifier = $7::text
+
+-- name: bury
+-- Move messages to the dead letters: they leave the outbox and are kept.
+-- $1 text          outbox
+-- $2 int8[]        ids
+-- $3 int4          attempts
+-- $4 text          reason
+-- $5 text          by whom
+-- returns          how many were buried
+-- index            primary key
+WITH gone AS (
+    DELETE FROM {table} AS o WHERE o.id = ANY ($2::int8[]) RETURNING o.*
+),
+kept AS (
+    INSERT INTO {schema}.dead_letter (
+        outbox, message_id, region_name, shard_scope, shard_identifier, category, object_identifier,
+        payload, headers, scheduled_from, scheduled_for, date_added, attempts, reason, buried_by
+    )
+    SELECT
+        $1::text, gone.id, {region_or_null:gone}, gone.shard_scope, gone.shard_identifier::text, gone.category,
+        gone.object_identifier::text, gone.payload, {headers:gone}, gone.scheduled_from, gone.scheduled_for,
+        gone.date_added, $3::int4, $4::text, $5::text
+    FROM gone
+    RETURNING 1
+)
+SELECT count(*) AS buried FROM kept
+
+-- name: count_due_shards
+-- $1 int4          shards at most
+-- returns          how many shards have a due message, up to the bound
+-- index            (scheduled_for, <sharding columns>)
+WITH RECURSIVE due AS (
+    (
+        SELECT scheduled_for, {shard}
+        FROM {table}
+        WHERE scheduled_for <= now()
+        ORDER BY scheduled_for, {shard}
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM due
+    CROSS JOIN LATERAL (
+        SELECT o.scheduled_for, {shard:o}
+        FROM {table} AS o
+        WHERE o.scheduled_for <= now()
+            AND (o.scheduled_for, {shard:o}) > (due.scheduled_for, {shard:due})
+        ORDER BY o.scheduled_for, {shard:o}
+        LIMIT 1
+    ) AS following
+)
+SELECT count(*) AS shard_count
+FROM (SELECT DISTINCT {shard} FROM (SELECT * FROM due LIMIT $1::int4) AS bounded) AS shards

@@ -1,0 +1,73 @@
+-- What the catalog knows about a table. All statements read pg_catalog only: they need no privilege on the
+-- table, take no lock beyond the catalog's own, and cost a few index probes.
+
+-- name: relation
+-- The table that a name stands for. Also tells whether the search_path finds nothing (no row).
+-- $1 text: quoted name, qualified or not. Rows: 0 or 1.
+SELECT c.oid,
+       n.nspname::text AS schema,
+       c.relname::text AS name,
+       c.relkind::text AS kind,
+       c.relpersistence::text AS persistence,
+       c.relispartition OR c.relhassubclass AS is_inherited,
+       pg_get_userbyid(c.relowner)::text AS owner,
+       row_security_active(c.oid) AS row_security,
+       coalesce(c.reloptions, '{}') AS options
+FROM pg_class c
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.oid = to_regclass($1)
+
+-- name: columns
+-- $1 oid: the table. Rows: one per living column, in order.
+SELECT a.attname::text AS name,
+       format_type(a.atttypid, NULL) AS type,
+       a.attnotnull AS not_null,
+       a.atthasdef OR a.attidentity <> '' AS has_default,
+       a.attidentity::text AS identity
+FROM pg_attribute a
+WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+
+-- name: indexes
+-- $1 oid: the table. Rows: one per index. `is_plain`: a btree over whole rows, columns only, all ascending.
+-- `is_building`: another session is building it right now; invalid ones that nobody builds are leftovers.
+SELECT n.nspname::text AS schema,
+       c.relname::text AS name,
+       i.indisvalid AND i.indisready AS is_valid,
+       i.indisunique AND i.indimmediate AS is_unique,
+       i.indisprimary AS is_primary,
+       am.amname = 'btree' AND i.indpred IS NULL AND i.indexprs IS NULL
+           AND 0 = ALL (i.indoption::int2[]) AS is_plain,
+       ARRAY(SELECT a.attname::text
+             FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS k (attnum, position)
+             JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+             WHERE k.position <= i.indnkeyatts
+             ORDER BY k.position) AS keys,
+       EXISTS (SELECT FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid) AS is_building
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_am am ON am.oid = c.relam
+WHERE i.indrelid = $1
+ORDER BY c.relname
+
+-- name: triggers
+-- $1 oid: the table, $2 name: the trigger. Rows: 0 or 1; `is_enabled` is false after DISABLE TRIGGER.
+SELECT t.tgenabled IN ('O', 'A') AS is_enabled
+FROM pg_trigger t
+WHERE t.tgrelid = $1 AND t.tgname = $2 AND NOT t.tgisinternal
+
+-- name: namespace
+-- $1 text: a schema's name. Rows: 0 or 1.
+SELECT oid FROM pg_namespace WHERE nspname = $1
+
+-- name: has_table
+-- $1 text: schema, $2 text: table. Works without USAGE on the schema, where to_regclass would fail.
+SELECT EXISTS (
+    SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname = $1 AND c.relname = $2
+)
+
+-- name: migrated_to
+-- The newest migration that this database has had. Rows: 1.
+SELECT coalesce(max(number), 0) FROM {schema}.migration
