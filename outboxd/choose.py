@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import uuid
 from pathlib import Path
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
     from outboxd.model import Identifier
 
+_INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
 _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 
 
@@ -83,11 +85,8 @@ def parse_identifier(text: str, sql_type: str, what: str) -> Identifier:
 
 def _parse_integer(text: str, sql_type: str, what: str) -> int:
     bound = 2 ** (_INTEGER_BITS[sql_type] - 1)
-    try:
-        value = int(text) if text.isascii() and len(text) <= 20 else None
-    except ValueError:
-        value = None
-    if value is None or not -bound <= value < bound:
+    value = int(text) if _INTEGER.fullmatch(text) else bound
+    if not -bound <= value < bound:
         raise errors.InvalidOutboxError(f"{what} must be an integer ({sql_type}), got {text[:60]!r}")
     return value
 

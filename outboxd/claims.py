@@ -145,6 +145,8 @@ class Claims:
                 if not self.is_open:
                     await self.open()
                     log.info("claims.reopened", worker=self.worker_id)
+                    for wake in self._wakes.values():  # nobody heard what was written meanwhile
+                        wake()
                 await self._watch()
             except errors.OutboxdError as exc:
                 log.warning("claims.lost", error=str(exc), hint=exc.hint or None)

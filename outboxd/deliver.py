@@ -45,40 +45,41 @@ class Delivery:
         """
         for receiver in category.receivers:
             try:
-                await self._call(receiver, message)
+                if receiver.is_async:
+                    # A timer costs more than a quick receiver does, so one that never suspends gets none.
+                    coroutine: Coroutine[Any, Any, object] = receiver.call(message)  # type: ignore[assignment]
+                    try:
+                        awaited = coroutine.send(None)
+                    except StopIteration:
+                        continue
+                    await self._bounded(_resumed(coroutine, awaited))
+                else:
+                    await self._call_in_thread(receiver, message)
             except BaseException as exc:  # SystemExit and KeyboardInterrupt of a receiver must not end the daemon
                 return self._outcome(receiver, exc)
         return None
 
-    async def _call(self, receiver: Receiver, message: Message) -> None:
-        if not receiver.is_async:
-            result = await self._call_in_thread(receiver, message)
-            if inspect.isawaitable(result):
-                await self._bounded(result)
-            return
-        # A timer costs more than a quick receiver does, so one that never suspends gets none.
-        coroutine: Coroutine[Any, Any, object] = receiver.call(message)  # type: ignore[assignment]
-        try:
-            awaited = coroutine.send(None)
-        except StopIteration:
-            return
-        await self._bounded(_resumed(coroutine, awaited))
-
-    async def _call_in_thread(self, receiver: Receiver, message: Message) -> object:
+    async def _call_in_thread(self, receiver: Receiver, message: Message) -> None:
         """Run a plain function; a thread cannot be cancelled, so after a timeout it runs on unheard."""
         self._limiter.total_tokens = self._live.drain.concurrency
         call = anyio.to_thread.run_sync(receiver.call, message, abandon_on_cancel=True, limiter=self._limiter)
-        return await self._bounded(call)
+        result = await self._bounded(call)
+        if inspect.isawaitable(result):  # a plain function that returns a coroutine, e.g. a lambda
+            await self._bounded(result)
 
     async def _bounded(self, awaitable: Awaitable[object]) -> object:
         timeout_s = self._live.drain.receiver_timeout_s
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        self._live.deadlines.add(deadline)
         try:
-            async with asyncio.timeout(timeout_s) as limit:
+            async with asyncio.timeout_at(deadline) as limit:
                 return await awaitable
         except TimeoutError as exc:
             if limit.expired():
                 raise _OverdueError(timeout_s) from exc
             raise
+        finally:
+            self._live.deadlines.discard(deadline)
 
     def _outcome(self, receiver: Receiver, exc: BaseException) -> Outcome:
         if isinstance(exc, errors.RetryLater):

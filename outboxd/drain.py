@@ -13,12 +13,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from outboxd import errors
-from outboxd.model import Buried, Failed, Outcome, ShardKey
+from outboxd.model import Buried, Failed, Message, Outcome, ShardKey
 from outboxd.options import NOTHING_OFF
 from outboxd.settle import Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-YIELD_EVERY_S = 0.002
+YIELD_EVERY_S = 0.001
 
 
 class Queue:
@@ -114,6 +114,7 @@ class Drain:
         self._live = live
         self._delivery = delivery
         self._breath_at = 0.0
+        self._breath: asyncio.Future[None] | None = None
 
     async def drainer(self) -> None:
         """Take turns until the queue is closed and empty, or there are more drainers than wanted."""
@@ -148,27 +149,31 @@ class Drain:
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:
         ends_at = time.monotonic() + self._live.drain.turn_s_max
+        failed_objects: set[tuple[int, Any]] = set()
+        ends_now = self._must_end(lane, turn)
         for group in turn.groups:
-            now = time.monotonic()
-            if now > self._breath_at:
-                now = await self._breathe(lane, turn)
-            if now > ends_at or self._must_end(lane, turn, now):
+            if time.monotonic() > self._breath_at:  # nothing else has run, and changed, since the last breath
+                await self._breathe(lane, turn)
+                ends_now = self._must_end(lane, turn) or time.monotonic() > ends_at
+            if ends_now:
                 turn.unfinished = True
                 return
-            if group.newest[CATEGORY] in self._live.switches.categories:
+            if group.newest[CATEGORY] in self._live.switches.categories or group.subject in failed_objects:
                 continue
             outcome = await self._deliver(lane, turn, group)
             if outcome is None:
                 turn.delivered.append(group)
                 continue
             lane.settler.add(Ending(turn, group, outcome, None))
-            if isinstance(outcome, Failed) and self._blocks(turn, group):
-                return
+            if isinstance(outcome, Failed):
+                if self._blocks(turn, group):
+                    return
+                failed_objects.add(group.subject)
 
     async def _drain_prepared(self, lane: Lane, turn: Turn) -> None:
         """Count a failure first, then deliver one group: if it kills us, it has pushed itself back (I9)."""
         turn.unfinished = True
-        if self._must_end(lane, turn, time.monotonic()):
+        if self._must_end(lane, turn):
             return
         off = self._live.switches.categories
         group = next((g for g in turn.groups if g.newest[CATEGORY] not in off), None)
@@ -188,26 +193,49 @@ class Drain:
             return True
         return False
 
-    async def _breathe(self, lane: Lane, turn: Turn) -> float:
-        """Let the other tasks run, and what was delivered be settled meanwhile."""
+    async def _breathe(self, lane: Lane, turn: Turn) -> None:
+        """
+        Let the event loop look at its sockets, and what was delivered be settled meanwhile.
+
+        All drainers take the same breath: if each yielded on its own, the others would fill the gap, and the answers
+        of the database would wait for as many slices as there are drainers.
+        """
         lane.settler.hand_over(turn)
-        await asyncio.sleep(0)
-        now = time.monotonic()
-        self._breath_at = now + YIELD_EVERY_S
-        return now
+        if self._breath is None:
+            loop = asyncio.get_running_loop()
+            self._breath = loop.create_future()
+            loop.call_soon(self._end_breath)
+        await self._breath
+
+    def _end_breath(self) -> None:
+        self._breath_at = time.monotonic() + YIELD_EVERY_S
+        if self._breath is not None and not self._breath.done():
+            self._breath.set_result(None)
+        self._breath = None
 
     async def _deliver(self, lane: Lane, turn: Turn, group: Group) -> Outcome:
         registry = self._live.registry
         category = registry.categories.get(group.newest[CATEGORY])
-        refusal = self._refusal(lane, group, category)
-        if refusal is not None or category is None:
-            return refusal
+        if category is None or not category.receivers or group.known is not None:
+            refusal = self._refusal(lane, group, category)
+            if refusal is not None or category is None:
+                self._report(refusal, None)
+                return refusal
+            if not category.receivers:
+                turn.unhandled += 1
+                return None
         payload = await self._late_payload(lane, group) if group.newest[LARGE] else group.newest[PAYLOAD]
         message = message_of(group, turn, lane.outbox.name, category, registry, payload)
         outcome = await self._delivery.send_signal(category, message)
+        if outcome is not None:
+            self._report(outcome, message)
         if isinstance(outcome, Failed) and 0 < category.attempts_max <= group.attempt:
             return Buried(outcome.error)
         return outcome
+
+    def _report(self, outcome: Outcome, message: Message | None) -> None:
+        if isinstance(outcome, Failed) and self._live.on_failed is not None:
+            self._live.on_failed(outcome, message)
 
     def _refusal(self, lane: Lane, group: Group, category: Category | None) -> Outcome:
         """Tell why a group cannot be given to a receiver at all; None when it can, or when it may be discarded."""
@@ -228,10 +256,10 @@ class Drain:
             raise errors.StatementFailed("the message was deleted while it waited for its delivery")
         return str(rows[0][0])
 
-    def _must_end(self, lane: Lane, turn: Turn, now: float) -> bool:
+    def _must_end(self, lane: Lane, turn: Turn) -> bool:
         """Whether nothing of this turn may be started any more."""
         live = self._live
-        if live.stopping or not turn.claim.is_usable(now):
+        if live.stopping or not turn.claim.is_usable(time.monotonic()):
             return True
         return live.switches is not NOTHING_OFF and shard_off(live.switches, lane.outbox, turn.claim.shard)
 

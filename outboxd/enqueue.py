@@ -12,7 +12,7 @@ from outboxd.choose import choose_outbox, parse_identifier, parse_text
 if TYPE_CHECKING:
     import asyncpg
 
-    from outboxd.config import Config
+    from outboxd.config import Config, OutboxConfig
     from outboxd.inspection import Table
 
 _STATEMENTS = sql.load("enqueue.sql")
@@ -58,6 +58,14 @@ async def enqueue(connection: asyncpg.Connection, config: Config, new: NewMessag
     """
     category = find_category(config, new.category, new.scope)
     outbox = choose_outbox(config, new.outbox, new.region)
+    with inspection.translated(f"writing to outbox {outbox.name}"):
+        async with connection.transaction():  # behind a pooler, the statements must reach one server process
+            return outbox.name, await _write(connection, config, new, category, outbox)
+
+
+async def _write(
+    connection: asyncpg.Connection, config: Config, new: NewMessage, category: registry.Category, outbox: OutboxConfig
+) -> int:
     table = await inspection.inspect_table(connection, outbox)
     headers = _checked_headers(new.headers, table, outbox.name)
     arguments = [
@@ -68,7 +76,7 @@ async def enqueue(connection: asyncpg.Connection, config: Config, new: NewMessag
         *_shard(new, table, config.scopes[category.scope].value),
     ]
     statement = _STATEMENTS["enqueue_with_headers" if table.has_headers else "enqueue"]
-    return outbox.name, await _insert(connection, _render(statement, table), arguments, outbox.name)
+    return await _insert(connection, _render(statement, table), arguments, outbox.name)
 
 
 def find_category(config: Config, name: str, scope: str | None) -> registry.Category:

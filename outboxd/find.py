@@ -101,7 +101,7 @@ class Finder:
         due_in_s = await self._outbox.next_due_in_s()
         now = time.monotonic()
         self._pass_cost_s += now - started_at
-        rest_s = self._live.drain.poll_interval_s * random.uniform(0.9, 1.0)  # noqa: S311  replicas must not poll in step
+        rest_s = self._live.poll_interval_s * random.uniform(0.9, 1.0)  # noqa: S311  replicas must not poll in step
         if due_in_s is not None:
             rest_s = min(rest_s, due_in_s + 0.001)
         self._next_pass_at = now + max(rest_s, self._pass_cost_s / PASS_SHARE_MAX)

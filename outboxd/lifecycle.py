@@ -23,6 +23,7 @@ class ServiceManager:
         self._path = os.environ.get("NOTIFY_SOCKET", "")
         interval_us = int(os.environ.get("WATCHDOG_USEC") or 0) if _is_for_us() else 0
         self._interval_s = interval_us / 1e6 / 4
+        self.progress_every_s = self._interval_s or float("inf")
         self._fed_at = 0.0
 
     def ready(self) -> None:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outboxd.config import DrainConfig
+    from outboxd.model import Failed, Message
     from outboxd.registry import Registry
 
 
@@ -25,6 +26,10 @@ class Live:
         stopping: Nothing new is claimed or delivered.
         stopping_hard: Deliveries are being cancelled.
         prepared: Deliveries are counted ahead, because a daemon died lately (I9).
+        on_progress: Called by `beat`.
+        on_failed: Called with each failed delivery and its message (None: it could not be given to a receiver).
+        deadlines: When the receivers at work must have returned, monotonic seconds.
+        look_every_s_max: However long the poll interval, look so often: the watchdog is fed by finished looks.
         progressed_at: When a loop last made progress, monotonic seconds (I13).
     """
 
@@ -35,8 +40,21 @@ class Live:
         self.stopping = False
         self.stopping_hard = False
         self.prepared = False
+        self.deadlines: set[float] = set()
+        self.look_every_s_max = float("inf")
         self.progressed_at = time.monotonic()
         self.on_progress: Callable[[], None] | None = None
+        self.on_failed: Callable[[Failed, Message | None], None] | None = None
+
+    @property
+    def poll_interval_s(self) -> float:
+        """Longest rest between two looks."""
+        return min(self.drain.poll_interval_s, self.look_every_s_max)
+
+    def is_delivering(self) -> bool:
+        """Whether a receiver is at work inside its timeout."""
+        now = time.monotonic()
+        return any(deadline > now for deadline in self.deadlines)
 
     def beat(self) -> None:
         """Say that a loop made progress; the watchdog is fed from here and from nowhere else."""

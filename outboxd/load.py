@@ -106,6 +106,11 @@ def read_secret(loaded: Loaded, key: str = "dsn") -> str:
     return fresh or value
 
 
+def session_dsn(loaded: Loaded) -> str:
+    """Tell where to connect now: directly, where `dsn` leads to a pooler."""
+    return read_secret(loaded, "session_dsn") or read_secret(loaded, "dsn")
+
+
 def _find(path: Path | None, environ: Mapping[str, str]) -> Path | None:
     """Choose the file; one that was asked for must exist, the usual places may be empty."""
     named, by = (path, "--config") if path else (environ.get("OUTBOX_CONFIG") or None, "OUTBOX_CONFIG")

@@ -53,7 +53,8 @@ async def migrate(connection: asyncpg.Connection, config: Config, *, notify: boo
     """
     try:
         await refuse_pooler(connection)
-        async with _alone(connection):
+        # A DDL statement that waits for a lock makes every producer wait behind it: not for long.
+        async with _alone(connection), _timeouts(connection, "5s", "0"):
             await _refuse(connection, config)
             done = await _migrate_schema(connection, config)
             for outbox in config.outboxes:
@@ -74,21 +75,26 @@ def _explained(exc: BaseException) -> errors.OutboxdError:
 
 @contextlib.asynccontextmanager
 async def _alone(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """
-    Hold the migration lock, and give up on table locks after five seconds.
-
-    A DDL statement that waits for a lock makes every producer wait behind it. Asked for again and again
-    rather than waited for: see `try_lock`.
-    """
+    """Hold the migration lock. Asked for again and again rather than waited for: see `try_lock`."""
     await _lock(connection)
-    previous = await connection.fetchval("SELECT current_setting('lock_timeout')")
     try:
-        await _set_lock_timeout(connection, "5s")
         yield
     finally:
-        with contextlib.suppress(*inspection.FAILURES):  # a dead session has unlocked already
-            await _set_lock_timeout(connection, previous)
-            await connection.execute(_unlock())
+        with contextlib.suppress(*inspection.FAILURES):  # a session that died has unlocked already
+            await connection.fetchval(_STATEMENTS["unlock"], *LOCK)
+
+
+@contextlib.asynccontextmanager
+async def _timeouts(connection: asyncpg.Connection, lock: str, statement: str) -> AsyncIterator[None]:
+    """Set `lock_timeout` and `statement_timeout` ("0" is none) for the statements inside."""
+    before = await connection.fetchrow(_STATEMENTS["timeouts"])
+    assert before is not None
+    await connection.execute(_STATEMENTS["set_timeouts"], lock, statement)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(*inspection.FAILURES):
+            await connection.execute(_STATEMENTS["set_timeouts"], *before.values())
 
 
 async def _lock(connection: asyncpg.Connection) -> None:
@@ -99,14 +105,6 @@ async def _lock(connection: asyncpg.Connection) -> None:
                 await asyncio.sleep(_LOCK_POLL_S)
     except TimeoutError as exc:
         raise errors.StatementFailed("another outboxd migration is running", hint="Try again when it is done.") from exc
-
-
-def _unlock() -> str:
-    return f"SELECT pg_advisory_unlock({LOCK[0]}, {LOCK[1]})"
-
-
-async def _set_lock_timeout(connection: asyncpg.Connection, value: str) -> None:
-    await connection.fetchval("SELECT set_config('lock_timeout', $1, false)", value)
 
 
 async def _refuse(connection: asyncpg.Connection, config: Config) -> None:
@@ -273,24 +271,8 @@ async def _build(connection: asyncpg.Connection, statement: str) -> None:
 
     It waits for every older transaction; nobody waits for it. A timeout would only leave an invalid index.
     """
-    previous = await connection.fetchrow(
-        "SELECT current_setting('lock_timeout') AS lock, current_setting('statement_timeout') AS statement"
-    )
-    assert previous is not None
-    await _set_timeouts(connection, "0", "0")
-    try:
+    async with _timeouts(connection, "0", "0"):
         await connection.execute(statement, timeout=_INDEX_TIMEOUT_S)
-    finally:
-        with contextlib.suppress(*inspection.FAILURES):
-            await _set_timeouts(connection, previous["lock"], previous["statement"])
-
-
-async def _set_timeouts(connection: asyncpg.Connection, lock: str, statement: str) -> None:
-    await connection.execute(
-        "SELECT set_config('lock_timeout', $1, false), set_config('statement_timeout', $2, false)",
-        lock,
-        statement,
-    )
 
 
 async def _add_trigger(connection: asyncpg.Connection, config: Config, outbox: OutboxConfig) -> list[str]:

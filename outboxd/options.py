@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import structlog
 
-from outboxd import sql
+from outboxd import sql, suggest
 from outboxd.session import Session
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class SwitchBoard:
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.now = NOTHING_OFF
+        self._complaints: set[str] = set()
 
     async def refresh(self) -> None:
         """
@@ -76,7 +77,11 @@ class SwitchBoard:
         """
         options = await self._session.fetch("reading options", self._sql["options"])
         pauses = await self._session.fetch("reading pauses", self._sql["pauses"])
-        switches = self._combine({row[0]: row[1] for row in options}, [tuple(row) for row in pauses])
+        complaints: set[str] = set()
+        switches = self._combine({row[0]: row[1] for row in options}, [tuple(row) for row in pauses], complaints)
+        for complaint in sorted(complaints - self._complaints):
+            log.warning("options.ignored", problem=complaint)
+        self._complaints = complaints
         if switches != self.now:
             log.warning(
                 "options.switched",
@@ -90,15 +95,16 @@ class SwitchBoard:
         """Close the session."""
         await self._session.close()
 
-    def _combine(self, options: dict[str, str], pauses: Iterable[tuple[Any, ...]]) -> Switches:
-        """Add options and pauses up: neither overwrites the other."""
-        outboxes = {str(name) for name in _list_of(options, "outbox.disabled_outboxes")}
-        names = {str(name) for name in _list_of(options, "outbox.disabled_categories")}
-        categories = {c.value for name, c in self.config.categories.items() if name in names}
+    def _combine(self, options: dict[str, str], pauses: Iterable[tuple[Any, ...]], complaints: set[str]) -> Switches:
+        """Add options and pauses up: neither overwrites the other. What means nothing is added to *complaints*."""
+        config = self.config
+        outboxes = _names(options, "outbox.disabled_outboxes", {o.name for o in config.outbox}, complaints)
+        names = _names(options, "outbox.disabled_categories", set(config.categories), complaints)
+        categories = {config.categories[name].value for name in names}
         shards: set[tuple[int, str, str | None]] = set()
-        for name, scope in self.config.scopes.items():
+        for name, scope in config.scopes.items():
             key = scope.disabled_shards_option or f"outbox.disabled_shards.{name}"
-            shards |= {(scope.value, str(identifier), None) for identifier in _list_of(options, key)}
+            shards |= {(scope.value, str(identifier), None) for identifier in _list_of(options, key, complaints)}
         for kind, outbox, category, scope_value, identifier, region in pauses:
             if kind == "outbox":
                 outboxes.add(outbox)
@@ -111,12 +117,16 @@ class SwitchBoard:
         return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))
 
 
-def _list_of(options: dict[str, str], key: str) -> list[Any]:
-    """Read a list option; anything else switches nothing off, and says so."""
-    if key not in options:
-        return []
-    value = msgspec.json.decode(options[key])
+def _names(options: dict[str, str], key: str, known: set[str], complaints: set[str]) -> set[str]:
+    names = {str(name) for name in _list_of(options, key, complaints)}
+    complaints |= {f"{key}: unknown name {name}{suggest.nearest(name, known)}" for name in names - known}
+    return names & known
+
+
+def _list_of(options: dict[str, str], key: str, complaints: set[str]) -> list[Any]:
+    """Read a list option; anything else switches nothing off, and is complained of."""
+    value = msgspec.json.decode(options.get(key, "[]"))
     if isinstance(value, list):
         return value
-    log.warning("options.malformed", key=key, expected="a JSON list")
+    complaints.add(f"{key}: expected a JSON list, got {options[key][:60]}")
     return []

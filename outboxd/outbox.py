@@ -277,8 +277,10 @@ def _renderer(table: Table, schema: str) -> sql.Renderer:
         return f"${int(first) + positions[column]}::{table.shard_columns[column]}"
 
     def lock_key(alias: str) -> str:
-        # The one expression that makes a shard's lock key: the table's oid keeps outboxes apart.
-        return f"hashtext(concat_ws('/', '{table.oid}', {', '.join(f'{alias}.{sql.quote(c)}' for c in columns)}))"
+        # The one expression that makes a shard's lock key. The table's oid keeps outboxes apart; the server resolves
+        # it, so that a daemon which was started before the table was swapped agrees with one that came later.
+        oid = "'" + table.name.replace("'", "''") + "'::regclass::oid"
+        return f"hashtext(concat_ws('/', {oid}, {', '.join(f'{alias}.{sql.quote(c)}' for c in columns)}))"
 
     return sql.Renderer(
         {

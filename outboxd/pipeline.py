@@ -58,7 +58,7 @@ class Branch:
     def __init__(self, config: OutboxConfig, pipeline: Pipeline) -> None:
         self.config = config
         self._pipeline = pipeline
-        self.bounded = BoundedRun() if pipeline.bounded else None
+        self.bounded = BoundedRun(rounds_max=pipeline.rounds_max) if pipeline.bounded else None
         self.outbox: Outbox | None = None
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
@@ -74,6 +74,7 @@ class Branch:
                 await self._drain_table(table, background)
             except errors.OutboxdError as exc:
                 tries += 1
+                self._pipeline.live.beat()
                 if self.bounded is not None and (tries >= BOUNDED_TRIES_MAX or exc.exit_code != 69):
                     self.error = exc
                     return
@@ -142,12 +143,22 @@ class Pipeline:
         registry: Categories and receivers.
         dsn: Tells where to connect, asked at every reconnect.
         bounded: End when a whole pass finds nothing more to do.
+        rounds_max: ... or after so many passes that found something.
     """
 
-    def __init__(self, config: Config, registry: Registry, dsn: Callable[[], str], *, bounded: bool = False) -> None:
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        dsn: Callable[[], str],
+        *,
+        bounded: bool = False,
+        rounds_max: int | None = None,
+    ) -> None:
         self.config = config
         self.dsn = dsn
         self.bounded = bounded
+        self.rounds_max = rounds_max
         self.live = Live(config.drain, registry)
         self.claims = Claims(dsn, config, self.live)
         self.switchboard = SwitchBoard(config, dsn)
@@ -168,7 +179,11 @@ class Pipeline:
         """
         await self._require_schema()
         await self.claims.open()
-        await self._refresh()
+        try:
+            await self._refresh()
+        except BaseException:
+            await self.claims.close()  # its row without its lock would look like a death
+            raise
 
     async def run(self) -> None:
         """Drain until stopped, or (bounded) until nothing is left; settle; close. Call `open` first."""
@@ -216,6 +231,9 @@ class Pipeline:
         self.live.registry = registry
         self.switchboard.config = config
         self._start_drainers()
+        for branch in self.branches:
+            if branch.scheduler is not None:
+                branch.scheduler.look_again()
 
     def totals(self) -> dict[str, int]:
         """Count since the start: deliveries, rows retired by them, failures, burials, claims."""

@@ -56,7 +56,8 @@ class BoundedRun:
     What a run that ends by itself (`--once`) remembers of its shards, by lock key.
 
     A shard that failed, was lost or is at rest is not tried again; one is drained at most ten times, because
-    receivers may write messages.
+    receivers may write messages. `exhausted` holds those that were still due then; `rounds` counts passes that found
+    something, of which `rounds_max` may be made.
     """
 
     drains: dict[int, int] = field(default_factory=dict)
@@ -66,13 +67,15 @@ class BoundedRun:
     exhausted: set[int] = field(default_factory=set)
     claimed_in_pass: int = 0
     passes: int = 0
+    rounds: int = 0
+    rounds_max: int | None = None
 
     def admits(self, candidate: Candidate) -> bool:
         """Whether the shard may be drained (again) in this run."""
-        if candidate.lock_key in self.closed:
-            return False
         if candidate.due_at is None:
             return True  # the same drain goes on
+        if candidate.lock_key in self.closed:
+            return False
         drains = self.drains.get(candidate.lock_key, 0) + 1
         if drains > DRAINS_MAX:
             self.exhausted.add(candidate.lock_key)
@@ -142,6 +145,7 @@ class Scheduler:
         self._revisit: deque[Candidate] = deque()
         self._releasing: list[Claim] = []
         self._resting: dict[int, float] = {}
+        self._looked_at = 0.0
         self._ahead = 0
         self._pace = Pace()
         self._kick = asyncio.Event()
@@ -158,21 +162,28 @@ class Scheduler:
             self._kick.clear()
             try:
                 await self._release()
-                worked = await self._claim()
+                worked = await self._step()
                 failures = 0
             except errors.SchemaError:
                 raise
             except errors.OutboxdError as exc:
                 failures += 1
                 self._complain(exc, failures)
+                self._live.beat()  # a look that ended in an error has ended, too
                 await self._rest(min(PAUSE_S_MAX, 0.05 * 2**failures))
                 continue
-            self._live.beat()
+            if self._has_progressed():
+                self._live.beat()
             if worked:
                 continue
             if self._is_over():
                 return
             await self._rest(self._rest_s())
+
+    def look_again(self) -> None:
+        """Start the next pass now: the settings have changed."""
+        self.finder.restart()
+        self._kick.set()
 
     def wake(self) -> None:
         """Look for new messages soon."""
@@ -199,6 +210,7 @@ class Scheduler:
             claim.again = Candidate(claim.shard, claim.lock_key, None)
         if self.bounded is not None and turn.failed:
             self.bounded.failed.add(claim.lock_key)
+            self.bounded.closed.add(claim.lock_key)
         self._give_back(claim)
 
     def drop(self, claim: Claim, rest_s: float = 0.0) -> None:
@@ -229,26 +241,30 @@ class Scheduler:
                 if claim.again is not None:
                     self._revisit.append(claim.again)
 
-    async def _claim(self) -> bool:
-        """Claim as many shards as there is room for; False when there is nothing to do now."""
+    async def _step(self) -> bool:
+        """Look for shards, and claim as many shards as there is room for; False when there is nothing to do now."""
         room = self._room()
         if room <= 0:
             return False
         wanted = self._take(room)
-        looked = False
-        if not wanted and self.finder.due_in_s() == 0.0:
-            self._found.extend(await self.finder.look())
-            looked = True
-            wanted = self._take(room)
-        if not wanted:
-            return looked and (bool(self._found) or self.finder.due_in_s() == 0.0)
+        looks = len(self._found) < room and self.finder.due_in_s() == 0.0
+        steps = ([self._claim(wanted)] if wanted else []) + ([self._look()] if looks else [])
+        # On different sessions: neither waits for the other. Both end before an error of either is raised.
+        for outcome in await asyncio.gather(*steps, return_exceptions=True):
+            if outcome is not None:
+                raise outcome
+        return bool(steps)
+
+    async def _look(self) -> None:
+        self._found.extend(await self.finder.look())
+
+    async def _claim(self, wanted: dict[int, Candidate]) -> None:
         claims = await self._claims.claim(list(wanted.values()))
         self._count(wanted, claims)
         for claim in claims:
             self._held[claim.lock_key] = claim
             self._ahead += 1
             self._on_claimed(claim, wanted[claim.lock_key])
-        return True
 
     def _count(self, wanted: dict[int, Candidate], claims: list[Claim]) -> None:
         self.counters.claimed += len(claims)
@@ -304,15 +320,23 @@ class Scheduler:
             return False
         if bounded.claimed_in_pass == 0:
             return True
+        bounded.rounds += 1
+        if bounded.rounds_max is not None and bounded.rounds >= bounded.rounds_max:
+            return True
         bounded.passes, bounded.claimed_in_pass = self.finder.passes, 0
         self.finder.restart()
         self._kick.set()
         return False
 
+    def _has_progressed(self) -> bool:
+        """Whether a look has finished since the last question, or a receiver is at work inside its timeout."""
+        looked_at, self._looked_at = self._looked_at, self.finder.looked_at
+        return looked_at != self._looked_at or self._live.is_delivering()
+
     def _rest_s(self) -> float:
         if self._room() <= 0 or (self.bounded is not None and self._held):
-            return self._live.drain.poll_interval_s
-        return min(self.finder.due_in_s(), self._live.drain.poll_interval_s)
+            return self._live.poll_interval_s
+        return min(self.finder.due_in_s(), self._live.poll_interval_s)
 
     async def _rest(self, seconds: float) -> None:
         try:

@@ -31,6 +31,8 @@ HOT_SETTINGS = {
     "jit": "off",
     "enable_seqscan": "off",
     "enable_bitmapscan": "off",
+    "enable_sort": "off",
+    "enable_incremental_sort": "off",
     "idle_session_timeout": "0",
     "idle_in_transaction_session_timeout": "60000",
     "default_transaction_isolation": "read committed",
@@ -71,6 +73,8 @@ def translate(exc: BaseException, doing: str) -> errors.OutboxdError:
         return _translate_server(exc, doing)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return errors.ConfigError([f"dsn: {exc}"])
+    if isinstance(exc, ValueError):  # asyncpg cannot encode an argument: trying again does not help
+        return errors.StatementFailed(f"{doing}: {exc}")
     if isinstance(exc, (OSError, asyncpg.InterfaceError, TimeoutError, asyncpg.InternalClientError)):
         text = "no answer in time" if isinstance(exc, TimeoutError) and not str(exc) else str(exc)
         return errors.StoreUnavailable(f"{doing}: {text or type(exc).__name__}")
@@ -102,7 +106,7 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
     Args:
         dsn_text: A DSN as providers print it; empty means libpq's own variables.
         name: What the session is for; shown in `pg_stat_activity` as `outboxd: <name>`.
-        settings: Start-up parameters.
+        settings: Start-up parameters; None for a session that may go through a pooler.
 
     Raises:
         ConfigError: The DSN, the login or the database name is wrong.
@@ -112,9 +116,15 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
     arguments = dsn.connect_arguments(dsn_text)
     server_settings = {**arguments.pop("server_settings", {}), "application_name": f"outboxd: {name}"}
     arguments.setdefault("timeout", CONNECT_TIMEOUT_S)
+    # Behind a pooler a prepared statement may be looked for on another server process: without settings of its own
+    # a session has none, so that commands work there inside one transaction.
+    cache_size = 100 if settings else 0
     try:
         connection: asyncpg.Connection = await asyncpg.connect(
-            **arguments, server_settings={**server_settings, **(settings or {})}, command_timeout=120
+            **arguments,
+            server_settings={**server_settings, **(settings or {})},
+            statement_cache_size=cache_size,
+            command_timeout=120,
         )
     except asyncpg.PostgresError as exc:
         if exc.sqlstate == _UNSUPPORTED_STARTUP_PARAMETER and "startup parameter" in str(exc):
@@ -216,8 +226,11 @@ class Session:
             connection = await self._open()
             try:
                 yield connection
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as exc:
+            except asyncpg.PostgresError as exc:
                 self._drop_unless_idle()
+                raise translate(exc, doing) from exc
+            except Exception as exc:
+                self.terminate()
                 raise translate(exc, doing) from exc
             except BaseException:
                 self.terminate()

@@ -14,7 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 
 from outboxd import backoff, errors
@@ -35,19 +34,23 @@ DEFER_S = 1.0
 DIED_ERROR = "the process died while this message was being delivered"
 
 
-class Delivered(msgspec.Struct):
-    """Groups of one turn that were delivered."""
+@dataclass(slots=True)
+class Delivered:
+    """Groups of one turn that were delivered, with how many calls, and the messages they stand for."""
 
     turn: Turn
     groups: list[Group]
+    calls: int
+    ids: list[int]
 
     @property
     def row_count(self) -> int:
-        """Messages that these groups stand for."""
-        return sum(len(group.ids) for group in self.groups)
+        """How many messages these are."""
+        return len(self.ids)
 
 
-class Ending(msgspec.Struct):
+@dataclass(slots=True)
+class Ending:
     """
     How a delivery ended that needs more than a delete.
 
@@ -61,7 +64,7 @@ class Ending(msgspec.Struct):
 
     @property
     def row_count(self) -> int:
-        """Messages that the group stands for."""
+        """How many messages these are."""
         return len(self.group.ids)
 
     @property
@@ -73,13 +76,18 @@ class Ending(msgspec.Struct):
 Entry = Delivered | Ending
 
 
+def _ids_of_object(turn: Turn, group: Group) -> list[int]:
+    """All messages of an object that this turn has read; those that were delivered are gone, which does no harm."""
+    return [i for other in turn.groups if other.subject == group.subject for i in other.ids]
+
+
 def _subject(turn: Turn, group: Group) -> ShardObject:
     return turn.claim.shard, group.newest[CATEGORY], group.newest[OBJECT]
 
 
 @dataclass(slots=True)
 class Counters:
-    """Settled since the start: groups delivered, rows retired with them, failures, groups buried."""
+    """Settled since the start: deliveries, rows retired, failures, groups buried."""
 
     delivered: int = 0
     retired: int = 0
@@ -119,8 +127,9 @@ class Settler:
     def hand_over(self, turn: Turn) -> None:
         """Take the groups that a turn has delivered so far."""
         if turn.delivered:
-            groups, turn.delivered = turn.delivered, []
-            self._put(Delivered(turn, groups))
+            groups, calls = turn.delivered, len(turn.delivered) - turn.unhandled
+            turn.delivered, turn.unhandled = [], 0
+            self._put(Delivered(turn, groups, calls, [i for group in groups for i in group.ids]))
 
     def add(self, ending: Ending) -> None:
         """Take an ending, behind what the turn has delivered before it."""
@@ -214,12 +223,12 @@ class Settler:
         done = [entry for entry in batch if isinstance(entry, Delivered)]
         others = [entry for entry in batch if isinstance(entry, Ending)]
         if done:
-            ids = [i for entry in done for group in entry.groups for i in group.ids]
+            ids = [i for entry in done for i in entry.ids]
             known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None]
             await self._outbox.delete_messages(ids, known)
             batch[:] = others
             for entry in done:
-                self._count(entry.turn, len(entry.groups), entry.row_count)
+                self._count(entry.turn, entry.calls, entry.row_count)
                 self._settled(entry.turn)
         for ending in others:
             await self._write_one(ending)
@@ -288,13 +297,13 @@ class Settler:
             delay=backoff.next_schedule(datetime_of(scheduled_from), datetime_of(scheduled_for), outcome.retry_later_s),
             error=outcome.error,
             rows_max=self._live.drain.backoff_rows_max,
-            only_ids=None if self._live.blocks(oldest[CATEGORY]) else group.ids,
+            only_ids=None if self._live.blocks(oldest[CATEGORY]) else _ids_of_object(turn, group),
             categories_off=list(self._live.switches.categories),
         )
 
-    def _count(self, turn: Turn, groups: int, rows: int) -> None:
+    def _count(self, turn: Turn, calls: int, rows: int) -> None:
         turn.rows_retired += rows
-        self.counters.delivered += groups
+        self.counters.delivered += calls
         self.counters.retired += rows
 
     def _settled(self, turn: Turn) -> None:

@@ -42,6 +42,11 @@ class Group:
         self.known: KnownFailure | None = None
 
     @property
+    def subject(self) -> tuple[int, Any]:
+        """Category and object."""
+        return self.newest[CATEGORY], self.newest[OBJECT]
+
+    @property
     def attempt(self) -> int:
         """The number of the next attempt: 1 on the first try."""
         return 1 if self.known is None else self.known.attempts + 1
@@ -77,8 +82,9 @@ class Turn:
     One turn of one claimed shard.
 
     `unfinished` means that the shard may hold more than was read or delivered; `unreadable` that a delivery could not
-    even be tried. `delivered` gathers groups until they are handed to the settler; `unsettled` counts endings that
-    are not committed. The claim is released when the turn is over and nothing is unsettled.
+    even be tried. `delivered` gathers groups until they are handed to the settler, `unhandled` counts those for which
+    no receiver was called, `unsettled` the endings that are not committed. The claim is released when the turn is over
+    and nothing is unsettled.
     """
 
     __slots__ = (
@@ -93,6 +99,7 @@ class Turn:
         "rows_retired",
         "scope",
         "unfinished",
+        "unhandled",
         "unreadable",
         "unsettled",
     )
@@ -108,6 +115,7 @@ class Turn:
         self.unfinished = unfinished
         self.failed = False
         self.unreadable = False
+        self.unhandled = 0
         self.over = False
         self.unsettled = 0
         self.rows_retired = 0

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
 
@@ -100,6 +100,7 @@ async def outboxd(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     module_path: Path | None = None,
+    through: Sequence[str] = (),
 ) -> AsyncIterator[Outboxd]:
     """
     Start `python -m outboxd` and kill it at the end, if it still runs.
@@ -110,10 +111,11 @@ async def outboxd(
         env: On top of the tests' environment, from which PG* and OUTBOX_* are gone, and JSON logs.
         cwd: Where it runs; None: the repository, which has no outboxd.toml.
         module_path: A further directory for its imports, e.g. of receivers.
+        through: A program that becomes ours, e.g. `sh -c 'exec "$@"' sh`.
     """
     paths = [str(ROOT), *([str(module_path)] if module_path else [])]
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "outboxd", *(["--config", str(config)] if config else []), *arguments),
+        *(*through, sys.executable, "-m", "outboxd", *(["--config", str(config)] if config else []), *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

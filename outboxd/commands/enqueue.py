@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -35,7 +35,7 @@ def command(
     payload: str | None,
     headers: str | None,
     as_json: bool,
-    **names: str | None,
+    **names: Any,
 ) -> None:
     """Write one message and print its id. It is due at once."""
     loaded = context.load()

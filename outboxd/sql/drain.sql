@@ -1,4 +1,10 @@
 -- The life of a message in an outbox, in order: find -> claim -> read -> settle (delete, reschedule, bury).
+--
+-- Statistics cannot be trusted here: a queue is usually empty when it is analysed, and after that 200 000 rows look
+-- like none, so that every index seems as good as any other. Hence each look-up leaves the planner one index only: it
+-- asks for an order that no other index has, and its keys are bounded from both sides instead of being equal (a column
+-- that is equal to something needs no order). With sequential scans and sorts disabled, that index is the only plan.
+-- Measured on an outbox that was analysed empty: reading two shards among 100 000 rows 34 ms, now 0.2.
 
 -- name: find_scheduled_shards
 -- Find shards that have a due message: jumps from one distinct (time, shard) to the next, however many
@@ -86,12 +92,23 @@ SELECT
     coalesce(extract(epoch FROM head.scheduled_for - now()), 0)::float8 AS due_in_s,
     extract(epoch FROM now() - f.last_failed_at)::float8 AS age_s
 FROM unnest({shard_arrays:2}) WITH ORDINALITY AS claimed ({shard}, shard_number)
-JOIN {schema}.failure AS f
-    ON f.outbox = $1::text
-    AND f.shard_scope = claimed.shard_scope
-    AND f.shard_identifier = claimed.shard_identifier::text
-    AND f.region_name = {region_text:claimed}
-LEFT JOIN {table} AS head ON head.id = f.message_id
+CROSS JOIN LATERAL (
+    SELECT *
+    FROM {schema}.failure AS known
+    WHERE (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
+            >= ($1::text, claimed.shard_scope, claimed.shard_identifier::text, {region_text:claimed})
+        AND (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
+            <= ($1::text, claimed.shard_scope, claimed.shard_identifier::text, {region_text:claimed})
+    ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name, known.category
+    LIMIT 10000
+) AS f
+LEFT JOIN LATERAL (
+    SELECT o.scheduled_for
+    FROM {table} AS o
+    WHERE o.id >= f.message_id AND o.id <= f.message_id
+    ORDER BY o.id
+    LIMIT 1
+) AS head ON true
 
 -- name: read_messages
 -- Read the messages of claimed shards, oldest id first. The claim was won after the find's snapshot was taken:
@@ -110,10 +127,13 @@ FROM (
     SELECT *
     FROM unnest($4::timestamptz[], {shard_arrays:5}) WITH ORDINALITY AS given (due_at, {shard}, shard_number)
     WHERE given.due_at IS NULL
-        OR EXISTS (
-            SELECT
+        OR given.due_at = (
+            SELECT d.scheduled_for
             FROM {table} AS d
-            WHERE d.scheduled_for = given.due_at AND ({shard:d}) = ({shard:given})
+            WHERE (d.scheduled_for, {shard:d}) >= (given.due_at, {shard:given})
+                AND (d.scheduled_for, {shard:d}) <= (given.due_at, {shard:given})
+            ORDER BY d.scheduled_for, {shard:d}
+            LIMIT 1
         )
 ) AS claimed
 CROSS JOIN LATERAL (
@@ -134,7 +154,9 @@ CROSS JOIN LATERAL (
         o.scheduled_for,
         o.date_added
     FROM {table} AS o
-    WHERE ({shard:o}) = ({shard:claimed}) AND o.category <> ALL ($3::int4[])
+    WHERE ({shard:o}) >= ({shard:claimed})
+        AND ({shard:o}) <= ({shard:claimed})
+        AND o.category <> ALL ($3::int4[])
     ORDER BY {shard:o}, o.id
     LIMIT $1::int4
 ) AS message
@@ -144,20 +166,29 @@ LIMIT $2::int4
 -- $1 int8          id
 -- returns          the payload; no row when the message is gone
 -- index            primary key
-SELECT payload FROM {table} WHERE id = $1::int8
+SELECT payload FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER BY id LIMIT 1
 
 -- name: read_scheduled_from
 -- When a failed message's attempt was scheduled: needed only then, so it is not read with every message.
 -- $1 int8          id
 -- returns          scheduled_from; no row when the message is gone
 -- index            primary key
-SELECT scheduled_from FROM {table} WHERE id = $1::int8
+SELECT scheduled_from FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER BY id LIMIT 1
 
 -- name: delete_messages
 -- Delete exactly the messages that were read before their receiver ran (I2); never `id < newest`.
 -- $1 int8[]        ids
--- index            primary key
-DELETE FROM {table} WHERE id = ANY ($1::int8[])
+-- index            primary key; the delete itself goes by the physical addresses found there
+DELETE FROM {table}
+WHERE ctid = ANY (
+    ARRAY(
+        SELECT found.ctid
+        FROM unnest($1::int8[]) AS wanted (id)
+        CROSS JOIN LATERAL (
+            SELECT o.ctid FROM {table} AS o WHERE o.id >= wanted.id AND o.id <= wanted.id ORDER BY o.id LIMIT 1
+        ) AS found
+    )
+)
 
 -- name: clear_failures
 -- Forget failures of objects that have been delivered.
@@ -192,18 +223,37 @@ WHERE f.outbox = $1::text
 -- locks            the moved messages, until commit
 -- index            primary key; (<sharding columns>, id)
 WITH head AS MATERIALIZED (
-    SELECT id FROM {table} WHERE id = $2::int8 AND scheduled_for = $3::timestamptz FOR UPDATE
+    SELECT lowest.id, lowest.address
+    FROM (
+        SELECT o.id, o.ctid AS address, o.scheduled_for
+        FROM {table} AS o
+        WHERE o.id >= $2::int8 AND o.id <= $2::int8
+        ORDER BY o.id
+        LIMIT 1
+        FOR UPDATE
+    ) AS lowest
+    WHERE lowest.scheduled_for = $3::timestamptz
 ),
 remaining AS MATERIALIZED (
-    SELECT id FROM head
-    UNION
-    SELECT unnest($9::int8[]) FROM head
-    UNION
-    SELECT shard_rows.id
-    FROM (
-        SELECT o.id
+    SELECT address FROM head
+    UNION ALL
+    SELECT own.address
+    FROM unnest($9::int8[]) AS wanted (id)
+    CROSS JOIN LATERAL (
+        SELECT o.ctid AS address
         FROM {table} AS o
-        WHERE ({shard:o}) = ({shard_values:11})
+        WHERE o.id >= wanted.id AND o.id <= wanted.id
+        ORDER BY o.id
+        LIMIT 1
+    ) AS own
+    WHERE EXISTS (SELECT FROM head)
+    UNION ALL
+    SELECT shard_rows.address
+    FROM (
+        SELECT o.ctid AS address
+        FROM {table} AS o
+        WHERE ({shard:o}) >= ({shard_values:11})
+            AND ({shard:o}) <= ({shard_values:11})
             AND o.category <> ALL ($10::int4[])
             AND $9::int8[] IS NULL
             AND EXISTS (SELECT FROM head)
@@ -214,8 +264,8 @@ remaining AS MATERIALIZED (
 moved AS (
     UPDATE {table} AS o
     SET scheduled_for = now() + $4::interval, scheduled_from = now()
-    WHERE o.id = ANY (ARRAY(SELECT id FROM remaining))
-    RETURNING o.id
+    WHERE o.ctid = ANY (ARRAY(SELECT address FROM remaining))
+    RETURNING 1
 ),
 recorded AS (
     INSERT INTO {schema}.failure AS f (
@@ -246,11 +296,19 @@ SELECT
 -- index            (<sharding columns>, id)
 UPDATE {table} AS o
 SET scheduled_for = now(), scheduled_from = now()
-WHERE o.id = ANY (
+WHERE o.ctid = ANY (
     ARRAY(
-        SELECT i.id FROM {table} AS i WHERE ({shard:i}) = ({shard_values:3}) ORDER BY {shard:i}, i.id LIMIT $2::int4
+        SELECT head.ctid
+        FROM (
+            SELECT i.ctid, i.scheduled_for
+            FROM {table} AS i
+            WHERE ({shard:i}) >= ({shard_values:3}) AND ({shard:i}) <= ({shard_values:3})
+            ORDER BY {shard:i}, i.id
+            LIMIT $2::int4
+        ) AS head
+        WHERE head.scheduled_for = $1::timestamptz
     )
-) AND o.scheduled_for = $1::timestamptz
+)
 
 -- name: record_error
 -- Prepared mode: the failure is counted already; only its words are known now.
@@ -273,7 +331,17 @@ WHERE outbox = $1::text AND region_name = $3::text AND shard_scope = $4::int4 AN
 -- returns          how many were buried
 -- index            primary key
 WITH gone AS (
-    DELETE FROM {table} AS o WHERE o.id = ANY ($2::int8[]) RETURNING o.*
+    DELETE FROM {table} AS o
+    WHERE o.ctid = ANY (
+        ARRAY(
+            SELECT found.ctid
+            FROM unnest($2::int8[]) AS wanted (id)
+            CROSS JOIN LATERAL (
+                SELECT i.ctid FROM {table} AS i WHERE i.id >= wanted.id AND i.id <= wanted.id ORDER BY i.id LIMIT 1
+            ) AS found
+        )
+    )
+    RETURNING o.*
 ),
 kept AS (
     INSERT INTO {schema}.dead_letter (

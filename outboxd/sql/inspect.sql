@@ -2,8 +2,9 @@
 -- table, take no lock beyond the catalog's own, and cost a few index probes.
 
 -- name: relation
--- The table that a name stands for. Also tells whether the search_path finds nothing (no row).
--- $1 text: quoted name, qualified or not. Rows: 0 or 1.
+-- The table that a name stands for, by the search_path when it is not qualified.
+-- $1 text          quoted name, qualified or not
+-- returns          oid, schema, name, kind …; no row when there is none
 SELECT c.oid,
        n.nspname::text AS schema,
        c.relname::text AS name,
@@ -18,7 +19,8 @@ JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE c.oid = to_regclass($1)
 
 -- name: columns
--- $1 oid: the table. Rows: one per living column, in order.
+-- $1 oid           the table
+-- returns          name, type …; one row a living column, in order
 SELECT a.attname::text AS name,
        format_type(a.atttypid, NULL) AS type,
        a.attnotnull AS not_null,
@@ -29,8 +31,10 @@ WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 
 -- name: indexes
--- $1 oid: the table. Rows: one per index. `is_plain`: a btree over whole rows, columns only, all ascending.
--- `is_building`: another session is building it right now; invalid ones that nobody builds are leftovers.
+-- `is_plain`: a btree over whole rows, columns only, all ascending. `is_building`: another session is building it
+-- right now; invalid ones that nobody builds are leftovers.
+-- $1 oid           the table
+-- returns          schema, name, what it is, keys; one row an index
 SELECT n.nspname::text AS schema,
        c.relname::text AS name,
        i.indisvalid AND i.indisready AS is_valid,
@@ -52,22 +56,24 @@ WHERE i.indrelid = $1
 ORDER BY c.relname
 
 -- name: triggers
--- $1 oid: the table, $2 name: the trigger. Rows: 0 or 1; `is_enabled` is false after DISABLE TRIGGER.
+-- $1 oid           the table
+-- $2 name          the trigger
+-- returns          is_enabled, false after DISABLE TRIGGER; no row when there is none
 SELECT t.tgenabled IN ('O', 'A') AS is_enabled
 FROM pg_trigger t
 WHERE t.tgrelid = $1 AND t.tgname = $2 AND NOT t.tgisinternal
 
--- name: namespace
--- $1 text: a schema's name. Rows: 0 or 1.
-SELECT oid FROM pg_namespace WHERE nspname = $1
-
 -- name: has_table
--- $1 text: schema, $2 text: table. Works without USAGE on the schema, where to_regclass would fail.
+-- Works without USAGE on the schema, where to_regclass would fail.
+-- $1 text          schema
+-- $2 text          table
+-- returns          whether it exists
 SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname = $1 AND c.relname = $2
-)
+) AS found
 
 -- name: migrated_to
--- The newest migration that this database has had. Rows: 1.
-SELECT coalesce(max(number), 0) FROM {schema}.migration
+-- The newest migration that this database has had.
+-- returns          number; 0 when there was none
+SELECT coalesce(max(number), 0) AS number FROM {schema}.migration

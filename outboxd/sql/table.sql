@@ -13,18 +13,34 @@ CREATE TABLE IF NOT EXISTS {schema}.migration (
 )
 
 -- name: record_migration
--- $1 int: number, $2 text: name.
+-- $1 int4          number
+-- $2 text          name
 INSERT INTO {schema}.migration (number, name) VALUES ($1, $2)
 
 -- name: try_lock
 -- One migration at a time in a database. Held by the session; never waits, because a waiting statement keeps
 -- a snapshot, for which another session's CREATE INDEX CONCURRENTLY would wait in turn.
--- $1, $2 int: class and key. Rows: 1.
-SELECT pg_try_advisory_lock($1, $2)
+-- $1 int4          class
+-- $2 int4          key
+-- returns          whether it was won
+-- locks            a session-level advisory lock
+SELECT pg_try_advisory_lock($1, $2) AS won
 
 -- name: unlock
--- $1, $2 int: class and key.
-SELECT pg_advisory_unlock($1, $2)
+-- $1 int4          class
+-- $2 int4          key
+SELECT pg_advisory_unlock($1, $2) AS was_held
+
+-- name: timeouts
+-- returns          lock_timeout and statement_timeout of this session
+SELECT current_setting('lock_timeout') AS lock_timeout, current_setting('statement_timeout') AS statement_timeout
+
+-- name: set_timeouts
+-- For the rest of this session.
+-- $1 text          lock_timeout, such as 5s; 0 is none
+-- $2 text          statement_timeout
+SELECT set_config('lock_timeout', $1::text, false) AS lock_timeout,
+       set_config('statement_timeout', $2::text, false) AS statement_timeout
 
 -- name: create_table
 -- An outbox table. Autovacuum's defaults suit tables that grow; a queue stays small while everything in it

@@ -1,0 +1,192 @@
+"""
+`outboxd check`: everything that could keep a daemon from working, each with what to do about it.
+
+It goes as far as it can: a table that is missing does not hide a privilege that is. It changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import sys
+from typing import TYPE_CHECKING
+
+from outboxd import errors, inspection, load, privileges, registry, session, sql
+from outboxd.check_table import check_model, check_outbox
+from outboxd.findings import Finding
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    import asyncpg
+
+    from outboxd.config import Config
+    from outboxd.load import Loaded
+    from outboxd.privileges import RoleKind
+
+_STATEMENTS = sql.load("check.sql")
+
+VERSION_MIN = 140_000
+CLOCK_OFFSET_MAX_S = 5.0
+
+
+async def check(load_configuration: Callable[[], Loaded], kinds: list[RoleKind], role: str | None) -> list[Finding]:
+    """
+    Check configuration, receivers, database, tables and privileges.
+
+    Args:
+        load_configuration: Loads it; its ConfigError becomes findings.
+        kinds: What the role must be able to do; empty means to run the daemon.
+        role: Whose privileges are looked at; None means the one that connects.
+    """
+    try:
+        loaded = load_configuration()
+        outboxes = ", ".join(o.name for o in loaded.config.require_outboxes())
+    except errors.OutboxdError as exc:
+        return error_findings("configuration", exc)
+    source = loaded.source or "no file: defaults and environment"
+    findings = [Finding("ok", "configuration", f"{source} ({loaded.config.silo_mode}: {outboxes})")]
+    findings += check_receivers(loaded)
+    async with _connected(loaded, findings) as connection:
+        if connection is not None:
+            try:
+                with inspection.translated("checking the database"):
+                    findings += await _check_database(connection, loaded.config, kinds or ["daemon"], role)
+            except errors.OutboxdError as exc:
+                findings += error_findings("connection", exc)
+    return findings
+
+
+def error_findings(subject: str, exc: errors.OutboxdError) -> list[Finding]:
+    """Turn an error into findings, one for each problem of the configuration."""
+    texts = exc.problems if isinstance(exc, errors.ConfigError) else [str(exc)]
+    code = exc.exit_code if exc.exit_code == errors.StoreUnavailable.exit_code else 78
+    return [Finding("error", subject, text, exc.hint, code) for text in texts]
+
+
+def check_receivers(loaded: Loaded) -> list[Finding]:
+    """Import the receivers as the daemon would, and say loudly when there are none."""
+    modules = loaded.config.receivers.modules
+    try:
+        # Whatever a user's module prints when it is imported must not end up in our document.
+        with contextlib.redirect_stdout(sys.stderr):
+            functions = registry.load_receivers(modules, loaded.folder)
+        built = registry.build(loaded.config, functions)
+    except errors.OutboxdError as exc:
+        return error_findings("receivers", exc)
+    if not built.receiver_count:
+        text = "NO RECEIVER IS REGISTERED: no message can be delivered, every shard will wait"
+        return [Finding("warning", "receivers", text, _no_receiver_remedy(modules))]
+    findings = [Finding("ok", "receivers", f"{built.receiver_count} registered, from {', '.join(modules)}")]
+    bare = sorted(c.name for c in built.categories.values() if not c.receivers)
+    if bare and any(o.on_unhandled == "fail" for o in loaded.config.outboxes):
+        text = f"no receiver for {', '.join(bare)}: such messages fail and hold up their shards"
+        remedy = 'Add a @receiver; or set on_unhandled = "discard" on an outbox whose messages nobody wants.'
+        findings.append(Finding("warning", "receivers", text, remedy))
+    return findings
+
+
+def _no_receiver_remedy(modules: list[str]) -> str:
+    if modules:
+        return f'Mark functions with @receiver("CATEGORY") in {", ".join(modules)}.'
+    return "Name the modules with your @receiver functions in [receivers] modules."
+
+
+@contextlib.asynccontextmanager
+async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[asyncpg.Connection | None]:
+    """
+    Connect as the daemon does: directly where locks are needed, and also through `dsn`.
+
+    Adds what it finds; yields None when there is no connection to go on with.
+    """
+    connection = None
+    if loaded.config.session_dsn:
+        findings += await _check_plain(loaded)
+    key = "session_dsn" if loaded.config.session_dsn else "dsn"
+    try:
+        connection = await session.connect(load.read_secret(loaded, key), name="check")
+        await session.refuse_pooler(connection)
+    except errors.OutboxdError as exc:
+        findings += error_findings("connection", exc)
+    else:
+        findings.append(Finding("ok", "connection", f"{key}: directly to PostgreSQL, no pooler in between"))
+    try:
+        yield connection
+    finally:
+        if connection is not None:
+            await connection.close(timeout=5)
+
+
+async def _check_plain(loaded: Loaded) -> list[Finding]:
+    """Try `dsn` where a `session_dsn` stands beside it; a pooler is welcome there."""
+    try:
+        connection = await session.connect(load.read_secret(loaded), name="check")
+    except errors.OutboxdError as exc:
+        return error_findings("connection", exc)
+    await connection.close(timeout=5)
+    return [Finding("ok", "connection", "dsn: answers")]
+
+
+async def _check_database(
+    connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
+) -> list[Finding]:
+    findings = await _check_server(connection)
+    try:
+        await inspection.require_schema(connection, config)
+        findings.append(Finding("ok", "schema", f"{config.schema} is at the newest migration"))
+    except errors.OutboxdError as exc:
+        findings += error_findings("schema", exc)
+    for outbox in config.outboxes:
+        findings += await check_outbox(connection, config, outbox)
+    for model in config.model:
+        if model.outbox in [o.name for o in config.outboxes]:
+            findings += await check_model(connection, model)
+    return findings + await _check_privileges(connection, config, kinds, role)
+
+
+async def _check_server(connection: asyncpg.Connection) -> list[Finding]:
+    before = dt.datetime.now(dt.UTC)
+    row = await connection.fetchrow(_STATEMENTS["server"])
+    assert row is not None
+    middle = before + (dt.datetime.now(dt.UTC) - before) / 2
+    major = row["version"] // 10_000
+    findings = [Finding("ok", "server", f"PostgreSQL {major}, database {row['database']}, role {row['role']}")]
+    if row["version"] < VERSION_MIN:
+        findings = [Finding("error", "server", f"PostgreSQL {major} is too old", "Upgrade to 14 or later.")]
+    if row["in_recovery"]:
+        text = "this server is a standby: it cannot be written to"
+        remedy = "Connect to the primary (target_session_attrs=read-write)."
+        findings.append(Finding("error", "server", text, remedy, errors.StoreUnavailable.exit_code))
+    if not row["autovacuum"]:
+        text = "autovacuum is off: dead rows will slow every find down"
+        findings.append(Finding("warning", "server", text, "Set autovacuum and track_counts to on."))
+    return [*findings, _clock((row["clock"] - middle).total_seconds())]
+
+
+def _clock(offset_s: float) -> Finding:
+    """Compare the clocks. The database's decides every schedule; ours only stamps the log."""
+    text = f"the database's clock is {abs(offset_s):.1f} s {'ahead of' if offset_s > 0 else 'behind'} ours"
+    if abs(offset_s) <= CLOCK_OFFSET_MAX_S:
+        return Finding("info", "clock", text)
+    remedy = "Schedules follow the database and stay right; compare log times with care, and look at NTP."
+    return Finding("warning", "clock", text, remedy)
+
+
+async def _check_privileges(
+    connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
+) -> list[Finding]:
+    name: str = role if role is not None else await connection.fetchval("SELECT current_user::text")
+    if not await connection.fetchval(_STATEMENTS["has_role"], name):
+        remedy = f"CREATE ROLE {await connection.fetchval(_STATEMENTS['quoted'], name)} LOGIN;"
+        return [Finding("error", "privileges", f"there is no role {name}", remedy)]
+    return [
+        _privilege_finding(name, kind, await privileges.missing_grants(connection, config, name, kind))
+        for kind in dict.fromkeys(kinds)
+    ]
+
+
+def _privilege_finding(role: str, kind: RoleKind, grants: list[str]) -> Finding:
+    purpose = {"owner": "migrate", "daemon": "run the daemon", "producer": "write messages"}[kind]
+    if not grants:
+        return Finding("ok", "privileges", f"role {role} can {purpose}")
+    return Finding("error", "privileges", f"role {role} lacks what it needs to {purpose}", "\n".join(grants))

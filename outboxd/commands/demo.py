@@ -1,0 +1,60 @@
+"""`outboxd demo`: a database, a shop and the daemon, to watch them work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from outboxd import errors, log
+from outboxd.demo.show import Show
+
+if TYPE_CHECKING:
+    from outboxd.commands import Context
+
+
+@click.command(name="demo")
+@click.option(
+    "--seconds", type=click.FloatRange(min=0), default=20, show_default=True, help="How long; 0: until Ctrl-C."
+)
+@click.option(
+    "--data",
+    type=click.Path(file_okay=False, path_type=Path),
+    metavar="DIR",
+    help="Keep the database in DIR; a later demo goes on with it. Default: thrown away.",
+)
+@click.pass_obj
+def command(context: Context, *, seconds: float, data: Path | None) -> None:
+    """
+    Show outboxd at work on a database of its own.
+
+    Starts a PostgreSQL server, creates the tables, runs a small shop that writes messages, and the daemon that
+    delivers them. Needs no root and no PostgreSQL; leaves no process and, without --data, no file behind.
+    """
+    if context.config_path is not None or context.overrides:
+        raise errors.UsageError(
+            "the demo has a database and a configuration of its own: it takes no --config, --dsn or --silo-mode"
+        )
+    log.configure("auto", "error")
+    try:
+        asyncio.run(_show(seconds, data))
+    finally:
+        _close_quietly()
+
+
+async def _show(seconds: float, data: Path | None) -> None:
+    await Show(seconds, data).run()
+
+
+def _close_quietly() -> None:
+    """Where the terminal is gone, the interpreter's last flush would turn a clean end into an error."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,50 @@
+"""What a check has found, and how it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Level = Literal["ok", "info", "warning", "error"]
+_ORDER: tuple[Level, ...] = ("ok", "info", "warning", "error")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """
+    One result of a check.
+
+    Attributes:
+        subject: What it is about: `configuration`, `outbox region` …
+        remedy: What to do; SQL where SQL does it. Several lines are several statements.
+        exit_code: Of an error: 78, or 69 when the database cannot be reached.
+    """
+
+    level: Level
+    subject: str
+    text: str
+    remedy: str = ""
+    exit_code: int = 78
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it without the exit code, which is the whole check's."""
+        return {key: value for key, value in asdict(self).items() if key != "exit_code"}
+
+
+def exit_code(findings: list[Finding]) -> int:
+    """Return 0 without errors; 69 when a database out of reach is among them; else 78."""
+    return min((f.exit_code for f in findings if f.level == "error"), default=0)
+
+
+def lines(findings: list[Finding]) -> list[str]:
+    """Write findings as text, errors last, where the eye ends up; then a line that counts."""
+    shown: list[str] = []
+    for level in _ORDER:
+        for finding in findings:
+            if finding.level == level:
+                first, *rest = finding.text.splitlines() or [""]
+                shown.append(f"{level:<8} {finding.subject}: {first}")
+                shown += [f"{'':8} {line}" for line in rest]
+                shown += [f"{'':8} -> {line}" for line in finding.remedy.splitlines()]
+    counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
+    return [*shown, f"{counts[0]} errors, {counts[1]} warnings" if any(counts) else "everything is in order"]

@@ -1,0 +1,256 @@
+"""What systemd hears over a real socket."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.acceptance.installation import Installation
+    from tests.processes import Outboxd
+
+WATCHDOG_S = 0.4
+SILENCE_S = 3 * WATCHDOG_S  # an interval is over when nothing was heard for as long
+STUCK = """\
+@receiver("EVENT")
+async def stuck(message):
+    record(message, "start")
+    while not is_open("gate"):
+        try:
+            await opened("gate")
+        except asyncio.CancelledError:
+            pass
+    record(message)
+"""
+BLOCK = """\
+@receiver("EVENT")
+async def block(message):
+    record(message, "start")
+    wait_until_opened("gate")
+    record(message)
+"""
+WAIT = """\
+@receiver("EVENT")
+async def wait(message):
+    record(message, "start")
+    await opened("gate")
+    record(message)
+"""
+
+
+class Systemd:
+    """Receives notifications; `heard` are their lines, in order."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.heard: list[str] = []
+        self.fed_at: list[float] = []
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._socket.bind("\0" + address[1:] if address.startswith("@") else address)
+        asyncio.get_running_loop().add_reader(self._socket, self._read)
+
+    def _read(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            for line in self._socket.recv(65536).decode().splitlines():
+                if line == "WATCHDOG=1":
+                    self.fed_at.append(time.monotonic())
+                else:
+                    self.heard.append(line)
+
+    def silent(self) -> bool:
+        """Whether the watchdog would have bitten by now."""
+        return bool(self.fed_at) and time.monotonic() - self.fed_at[-1] > SILENCE_S
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
+        self._socket.close()
+
+    def environment(self, *, watchdog: bool = False) -> dict[str, str]:
+        interval = {"WATCHDOG_USEC": str(int(WATCHDOG_S * 1e6))} if watchdog else {}
+        return {"NOTIFY_SOCKET": self.address, **interval}
+
+
+@pytest.fixture(params=["path", "abstract"])
+async def systemd(request: pytest.FixtureRequest, server_folder: Path) -> AsyncIterator[Systemd]:
+    path = f"@outboxd-test-{os.getpid()}" if request.param == "abstract" else str(server_folder / "notify")
+    manager = Systemd(path)
+    yield manager
+    manager.close()
+
+
+only_by_path = pytest.mark.parametrize("systemd", ["path"], indirect=True)
+
+
+async def fed(systemd: Systemd, installation: Installation, daemon: Outboxd, times: int = 5) -> None:
+    count = len(systemd.fed_at) + times
+    await installation.until(lambda: len(systemd.fed_at) >= count, 10, by=daemon)
+
+
+async def test_ready_reload_and_end_are_told(installation: Installation, systemd: Systemd) -> None:
+    async with installation.daemon(env=systemd.environment()) as daemon:
+        await installation.until(lambda: "READY=1" in systemd.heard, by=daemon)
+        systemd.heard.clear()
+
+        before_us = time.monotonic_ns() // 1000
+        daemon.signal(signal.SIGHUP)
+        await installation.until(lambda: "READY=1" in systemd.heard, by=daemon)
+        after_us = time.monotonic_ns() // 1000
+        reloading, clock, ready = systemd.heard
+        assert (reloading, ready) == ("RELOADING=1", "READY=1")
+        assert before_us <= int(clock.removeprefix("MONOTONIC_USEC=")) <= after_us
+        systemd.heard.clear()
+
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait() == 0
+        await installation.until(lambda: "STOPPING=1" in systemd.heard, by=daemon)
+
+    assert systemd.fed_at == []
+
+
+async def test_a_refused_reload_ends_too(installation: Installation, systemd: Systemd) -> None:
+    async with installation.daemon(env=systemd.environment()) as daemon:
+        await installation.until(lambda: "READY=1" in systemd.heard, by=daemon)
+        systemd.heard.clear()
+        installation.config.write_text("[")
+
+        daemon.signal(signal.SIGHUP)
+
+        await installation.until(lambda: "READY=1" in systemd.heard, by=daemon)
+        assert systemd.heard[0] == "RELOADING=1"
+
+
+async def test_while_it_waits_it_is_not_ready_and_says_why(bare: Installation, systemd: Systemd) -> None:
+    async with bare.daemon(env=systemd.environment()) as daemon:
+        await daemon.wait_for_event("daemon.waiting")
+        assert "READY=1" not in systemd.heard
+        assert any(line.startswith("STATUS=waiting") for line in systemd.heard)
+
+        await bare.migrate()
+        await eventually_ready(bare, systemd, daemon)
+
+
+async def eventually_ready(installation: Installation, systemd: Systemd, daemon: Outboxd) -> None:
+    async def is_ready() -> bool:
+        return "READY=1" in systemd.heard
+
+    await installation.until(is_ready, by=daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_fed_while_idle(installation: Installation, systemd: Systemd) -> None:
+    installation.drain["poll_interval_s"] = 0.05
+    installation.configure()
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await fed(systemd, installation, daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_fed_while_idle_whatever_the_poll_interval(
+    installation: Installation, systemd: Systemd
+) -> None:
+    installation.drain["poll_interval_s"] = 3600
+    installation.configure()
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await fed(systemd, installation, daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_fed_while_it_waits_for_the_database(bare: Installation, systemd: Systemd) -> None:
+    async with bare.daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await daemon.wait_for_event("daemon.waiting")
+
+        async def is_fed() -> bool:
+            return len(systemd.fed_at) >= 5
+
+        await bare.migrate()  # only so that a failure can count messages
+        await bare.until(is_fed, 10, by=daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_fed_while_receivers_are_inside_their_timeout(
+    installation: Installation, systemd: Systemd
+) -> None:
+    """All drainers wait, and all claims that may be held ahead are held."""
+    installation.receive(WAIT)
+    installation.drain["concurrency"] = 2
+    installation.configure()
+    await installation.insert(range(50))
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await installation.until(lambda: len(installation.delivered("start")) == 2, by=daemon)
+        await fed(systemd, installation, daemon, times=8)
+        installation.open("gate")
+        await installation.drained(by=daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_not_fed_while_a_receiver_blocks_the_event_loop(
+    installation: Installation, systemd: Systemd
+) -> None:
+    installation.receive(BLOCK)
+    await installation.insert([1])
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await installation.until(systemd.silent, 10, by=daemon)
+        assert installation.delivered() == []
+        installation.open("gate")
+        await fed(systemd, installation, daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_not_fed_while_every_receiver_is_stuck_beyond_its_timeout(
+    installation: Installation, systemd: Systemd
+) -> None:
+    installation.receive(STUCK)
+    installation.drain |= {"concurrency": 2, "receiver_timeout_s": 0.3}
+    installation.configure()
+    await installation.insert(range(50))
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await installation.until(systemd.silent, 10, by=daemon)
+
+
+@only_by_path
+async def test_the_watchdog_is_not_fed_by_a_stopped_process(installation: Installation, systemd: Systemd) -> None:
+    async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await fed(systemd, installation, daemon, times=2)
+        daemon.signal(signal.SIGSTOP)
+        await installation.until(systemd.silent, 10, by=daemon)
+        daemon.signal(signal.SIGCONT)
+        await fed(systemd, installation, daemon)
+
+
+@only_by_path
+async def test_a_watchdog_that_is_meant_for_another_process_is_left_alone(
+    installation: Installation, systemd: Systemd
+) -> None:
+    environment = {**systemd.environment(watchdog=True), "WATCHDOG_PID": str(os.getpid())}
+    async with installation.ready_daemon(env=environment) as daemon:
+        await installation.insert([1])
+        await installation.drained(by=daemon)
+        daemon.signal(signal.SIGTERM)
+        assert await daemon.wait() == 0
+
+    await installation.until(lambda: "STOPPING=1" in systemd.heard, by=daemon)
+    assert systemd.fed_at == []
+
+
+@only_by_path
+async def test_a_watchdog_that_names_this_process_is_fed(installation: Installation, systemd: Systemd) -> None:
+    """The shell puts its own id there, and then becomes the daemon."""
+    environment = systemd.environment(watchdog=True)
+    async with installation.ready_daemon(env=environment, through=["sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh"]) as d:
+        await fed(systemd, installation, d)
+
+
+async def test_a_socket_that_is_gone_is_no_reason_to_stop(installation: Installation) -> None:
+    async with installation.ready_daemon(env={"NOTIFY_SOCKET": "/nonexistent/notify"}) as daemon:
+        await installation.insert([1])
+        await installation.drained(by=daemon)

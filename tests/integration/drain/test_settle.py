@@ -1,0 +1,299 @@
+"""Settling: what was delivered is deleted, if need be later; a settle that fails is no failed delivery."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+import outboxd.settle
+from outboxd.errors import Discard
+from tests.drains import (
+    Gate,
+    Recorder,
+    configure,
+    connected,
+    draining,
+    failing,
+    failures,
+    outboxd_backends,
+    remaining,
+    until,
+    until_empty,
+    write,
+    write_many,
+)
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.pipeline import Pipeline
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try a refused settle again after a moment."""
+    monkeypatch.setattr(outboxd.settle, "DEFER_S", 0.05)
+
+
+async def shorten_lock_timeout(pipeline: Pipeline) -> None:
+    """Let the settle give up on a locked row at once; it waits for 5 s otherwise."""
+    await until(lambda: pipeline.branches[0].outbox is not None)
+    outbox = pipeline.branches[0].outbox
+    assert outbox is not None
+    outbox.settling._settings["lock_timeout"] = "20"
+
+
+async def test_a_locked_message_does_not_keep_those_of_other_shards_from_being_settled(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    seen = Recorder()
+    async with draining(database, seen) as pipeline, connected(database) as blocker:
+        await shorten_lock_timeout(pipeline)
+        async with blocker.transaction():
+            await write_many(connection, 10, shards=10)
+            locked = await _lock_one(blocker)
+            await until(lambda: len(seen.messages) == 10)
+
+            async def others_are_gone() -> bool:
+                return await remaining(connection) == [locked]
+
+            await until(others_are_gone)
+        await until_empty(connection)
+
+    assert len(seen.messages) == 10
+    assert await failures(connection) == []
+
+
+async def _lock_one(blocker: asyncpg.Connection) -> int:
+    return int(await blocker.fetchval("SELECT id FROM outbox WHERE shard_identifier = 4 FOR UPDATE"))
+
+
+async def test_a_locked_message_is_settled_later_and_not_delivered_again(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    gate = Gate()
+    async with draining(database, gate) as pipeline, connected(database) as blocker:
+        await shorten_lock_timeout(pipeline)
+        await write(connection)
+        await gate.closed_behind()
+        async with blocker.transaction():
+            await blocker.execute("SELECT FROM outbox FOR UPDATE")
+            gate.opened.set()
+            scheduler = pipeline.branches[0].scheduler
+            assert scheduler is not None
+            passes = scheduler.finder.passes
+            await until(lambda: scheduler.finder.passes >= passes + 3)
+        await until_empty(connection)
+
+    assert len(gate.messages) == 1
+
+
+async def test_a_failure_of_a_locked_message_is_written_later_and_counted_once(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    gate = Gate()
+
+    async def fail(message: object) -> None:
+        await gate(message)  # type: ignore[arg-type]
+        raise ValueError
+
+    async with draining(database, Recorder(fail)) as pipeline, connected(database) as blocker:
+        await shorten_lock_timeout(pipeline)
+        await write(connection, obj=1)
+        await write(connection, obj=2)
+        await gate.closed_behind()
+        async with blocker.transaction():
+            await blocker.execute("SELECT FROM outbox FOR UPDATE")
+            gate.opened.set()
+            scheduler = pipeline.branches[0].scheduler
+            assert scheduler is not None
+            passes = scheduler.finder.passes
+            await until(lambda: scheduler.finder.passes >= passes + 3)
+            assert await failures(connection) == []
+        await until(lambda: pipeline.totals()["failures"] == 1)
+
+    assert [failure["attempts"] for failure in await failures(connection)] == [1]
+    assert len(gate.messages) == 1
+
+
+async def test_a_settle_session_that_is_killed_is_opened_again_and_nothing_is_delivered_twice(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    gate = Gate()
+    async with draining(database, gate):
+        await write(connection, obj=1)
+        await gate.closed_behind()
+        for pid in await outboxd_backends(connection, "settle"):
+            await connection.execute("SELECT pg_terminate_backend($1)", pid)
+        gate.opened.set()
+        await until_empty(connection)
+        await write(connection, obj=2)
+        await until_empty(connection)
+
+    assert [message.object_identifier for message in gate.messages] == [1, 2]
+
+
+async def test_what_was_delivered_is_settled_before_a_clean_stop_ends(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 500, shards=50)
+    seen = Recorder()
+    async with draining(database, seen) as pipeline:
+        await until(lambda: len(seen.messages) >= 100)
+        pipeline.stop()
+
+    assert set(await remaining(connection)).isdisjoint(seen.ids)
+
+
+async def test_what_was_delivered_is_settled_before_a_hard_stop_ends(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 100, shards=1)
+    gate = Gate()
+
+    async def hang_at_50(message: object) -> None:
+        if len(seen.messages) == 50:
+            await gate(message)  # type: ignore[arg-type]
+
+    seen = Recorder(hang_at_50)
+    async with draining(database, seen) as pipeline:
+        await gate.closed_behind()
+        pipeline.stop_hard()
+
+    assert set(await remaining(connection)) & set(seen.ids) == {seen.ids[-1]}
+    assert len(await remaining(connection)) == 51
+
+
+async def test_deliveries_wait_while_nothing_can_be_settled(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxd.settle, "PENDING_ROWS_MAX", 40)
+    seen = Recorder()
+    await write_many(connection, 400, shards=100)
+    async with draining(database, seen, configure(concurrency=1)) as pipeline, connected(database) as blocker:
+        async with blocker.transaction():
+            await blocker.execute("LOCK TABLE outbox IN SHARE MODE")
+            await until(lambda: _waits(pipeline))
+            # What was pending, what the settler had taken before, and the turn under way.
+            assert len(seen.messages) <= 100
+        await until_empty(connection)
+
+    assert len(seen.messages) == 400
+
+
+def _waits(pipeline: Pipeline) -> bool:
+    settler = pipeline.branches[0].settler
+    return settler is not None and not settler._room.is_set()
+
+
+@pytest.mark.parametrize("statement", ["payload = '1'", "scheduled_for = scheduled_for - interval '1 day'"])
+async def test_a_message_that_somebody_updates_while_it_is_settled_is_delivered_and_gone_in_the_end(
+    database: str, connection: asyncpg.Connection, statement: str
+) -> None:
+    gate = Gate()
+    async with draining(database, gate), connected(database) as other:
+        await write(connection)
+        await gate.closed_behind()
+        async with other.transaction():
+            await other.execute(f"UPDATE outbox SET {statement}")
+            gate.opened.set()
+            await until(lambda: _settle_waits(connection))
+        await until_empty(connection)
+
+    assert await failures(connection) == []
+
+
+async def _settle_waits(connection: asyncpg.Connection) -> bool:
+    return bool(
+        await connection.fetchval(
+            "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name LIKE 'outboxd: settle%' AND wait_event_type = 'Lock')"
+        )
+    )
+
+
+async def test_a_failed_message_that_somebody_updates_while_it_is_settled_is_not_tried_at_once(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    gate = Gate()
+
+    async def fail(message: object) -> None:
+        await gate(message)  # type: ignore[arg-type]
+        raise ValueError
+
+    async with draining(database, Recorder(fail)) as pipeline, connected(database) as other:
+        await write(connection)
+        await gate.closed_behind()
+        async with other.transaction():
+            await other.execute("UPDATE outbox SET payload = '1'")
+            gate.opened.set()
+            await until(lambda: _settle_waits(connection))
+        await until(lambda: pipeline.totals()["failures"] == 1)
+        scheduler = pipeline.branches[0].scheduler
+        assert scheduler is not None
+        passes = scheduler.finder.passes
+        await until(lambda: scheduler.finder.passes >= passes + 3)
+
+    assert len(gate.messages) == 1
+    assert await connection.fetchval("SELECT scheduled_for > now() FROM outbox")
+    assert [failure["attempts"] for failure in await failures(connection)] == [1]
+
+
+async def test_a_message_that_somebody_updates_while_it_is_buried_is_buried_in_the_end(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    gate = Gate()
+
+    async def discard(message: object) -> None:
+        await gate(message)  # type: ignore[arg-type]
+        raise Discard("no")
+
+    async with draining(database, Recorder(discard)), connected(database) as other:
+        await write(connection)
+        await gate.closed_behind()
+        async with other.transaction():
+            await other.execute("UPDATE outbox SET payload = '1'")
+            gate.opened.set()
+            await until(lambda: _settle_waits(connection))
+        await until_empty(connection)
+
+    assert await connection.fetchval("SELECT count(*) FROM outboxd.dead_letter") == 1
+
+
+async def test_an_outbox_whose_rows_may_not_be_deleted_does_not_deliver_again_and_again(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await connection.execute(
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'not today'; END $$;"
+        "CREATE TRIGGER refuse BEFORE DELETE ON outbox FOR EACH STATEMENT EXECUTE FUNCTION refuse()"
+    )
+    await write(connection)
+    seen = Recorder()
+    async with draining(database, seen) as pipeline:
+        await until(lambda: len(seen.messages) == 1)
+        scheduler = pipeline.branches[0].scheduler
+        assert scheduler is not None
+        passes = scheduler.finder.passes
+        await until(lambda: scheduler.finder.passes >= passes + 5)
+        assert len(seen.messages) == 1
+
+        await connection.execute("DROP TRIGGER refuse ON outbox")
+        await until_empty(connection)
+
+    assert len(seen.messages) == 1
+
+
+async def test_a_failure_table_that_is_missing_for_a_while_loses_nothing(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("ALTER TABLE outboxd.failure RENAME TO failure_away")
+    await write(connection)
+    seen = Recorder(failing())
+    async with draining(database, seen) as pipeline:
+        await until(lambda: pipeline.branches[0].outbox is not None)
+        assert seen.messages == []
+        await connection.execute("ALTER TABLE outboxd.failure_away RENAME TO failure")
+        await until(lambda: pipeline.totals()["failures"] == 1)
+
+    assert len(await remaining(connection)) == 1
