@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import msgspec
 import structlog
 
@@ -51,6 +52,7 @@ LISTEN_CHECK_INTERVAL_S = 30.0
 DEATH_COUNTS_FOR = dt.timedelta(minutes=5)
 DEAD_KEPT_FOR = dt.timedelta(days=1)
 STATEMENT_TIMEOUT_S = 5.0
+CLOSE_S_MAX = 3.0
 RECONNECT_PAUSE_S_MAX = 10.0
 
 
@@ -197,15 +199,22 @@ class Claims:
     async def close(self) -> None:
         """Deregister and close; every lock goes with the session."""
         current, self._session = self._session, None
-        if current is None or not current.alive:
+        worker_id, self.worker_id = self.worker_id, 0
+        if not worker_id:
             return
-        current.alive = False
+        connection = current.connection if current is not None and current.alive else None
+        if current is not None:
+            current.alive = False
         try:
-            async with asyncio.timeout(3):
-                await current.connection.fetch(self._sql["deregister"], self.worker_id)
-                await current.connection.close()
-        except (Exception, asyncio.CancelledError):  # the row of one who cannot say goodbye is found by the others
-            current.connection.terminate()
+            async with asyncio.timeout(CLOSE_S_MAX):
+                if connection is None:  # a row that stays behind would look like a death
+                    connection = await session.connect(self._dsn(), name="claim")
+                await connection.fetch(self._sql["deregister"], worker_id)
+                await connection.close()
+        except Exception as exc:
+            log.debug("claims.not_deregistered", worker=worker_id, error=str(exc))
+            if connection is not None:
+                connection.terminate()
 
     @property
     def _own_channel(self) -> str:
@@ -242,10 +251,11 @@ class Claims:
         current = self._current()
         checked_at = time.monotonic()
         while current.alive:
-            await self._look_for_deaths(current)
-            if time.monotonic() - checked_at > LISTEN_CHECK_INTERVAL_S:
-                await self._check_listener(current)
-                checked_at = time.monotonic()
+            with anyio.CancelScope(shield=True):  # a statement that is cut off would cost the session
+                await self._look_for_deaths(current)
+                if time.monotonic() - checked_at > LISTEN_CHECK_INTERVAL_S:
+                    await self._check_listener(current)
+                    checked_at = time.monotonic()
             try:
                 async with asyncio.timeout(PING_INTERVAL_S):
                     await self._lost.wait()

@@ -11,6 +11,7 @@ import asyncio
 import inspect
 import types
 from collections.abc import Awaitable, Coroutine, Generator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -62,8 +63,10 @@ class Delivery:
     async def _call_in_thread(self, receiver: Receiver, message: Message) -> None:
         """Run a plain function; a thread cannot be cancelled, so after a timeout it runs on unheard."""
         self._limiter.total_tokens = self._live.drain.concurrency
-        call = anyio.to_thread.run_sync(receiver.call, message, abandon_on_cancel=True, limiter=self._limiter)
+        call = anyio.to_thread.run_sync(_caught, receiver, message, abandon_on_cancel=True, limiter=self._limiter)
         result = await self._bounded(call)
+        if isinstance(result, _Raised):
+            raise result.exception
         if inspect.isawaitable(result):  # a plain function that returns a coroutine, e.g. a lambda
             await self._bounded(result)
 
@@ -92,9 +95,7 @@ class Delivery:
             if self._live.stopping_hard:
                 raise exc
             # The receiver cancelled itself, or was cancelled by something of its own: a failure like any other.
-            task = asyncio.current_task()
-            while task is not None and task.cancelling():
-                task.uncancel()
+            take_back_cancellation()
             return Failed(f"{receiver.name} was cancelled")
         text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
         return Failed(f"{receiver.name} raised {text}")
@@ -106,6 +107,27 @@ class _OverdueError(Exception):
     def __init__(self, timeout_s: float) -> None:
         super().__init__(timeout_s)
         self.timeout_s = timeout_s
+
+
+@dataclass(frozen=True, slots=True)
+class _Raised:
+    """What a plain function raised. Carried as a value: a future that holds GeneratorExit closes whoever awaits it."""
+
+    exception: BaseException
+
+
+def _caught(receiver: Receiver, message: Message) -> object:
+    try:
+        return receiver.call(message)
+    except BaseException as exc:
+        return _Raised(exc)
+
+
+def take_back_cancellation() -> None:
+    """Let the current task go on after a cancellation that did not come from us."""
+    task = asyncio.current_task()
+    while task is not None and task.cancelling():
+        task.uncancel()
 
 
 @types.coroutine

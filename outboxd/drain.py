@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from outboxd import errors
+from outboxd.deliver import take_back_cancellation
 from outboxd.model import Buried, Failed, Message, Outcome, ShardKey
 from outboxd.options import NOTHING_OFF
 from outboxd.settle import Ending
@@ -120,17 +121,33 @@ class Drain:
         """Take turns until the queue is closed and empty, or there are more drainers than wanted."""
         try:
             while self.drainers <= self._live.drain.concurrency:
-                work = await self.queue.get()
-                if work is None:
-                    return
-                await work.lane.settler.room()
-                work.lane.on_started(work.turn)
                 try:
-                    await self.drain_shard(work.lane, work.turn)
-                finally:
-                    work.lane.settler.finish(work.turn)
+                    if not await self._take_turn():
+                        return
+                except asyncio.CancelledError:
+                    if self._live.stopping_hard:
+                        raise
+                    # A receiver has cancelled its own task, which is ours, and returned before that took effect.
+                    take_back_cancellation()
         finally:
             self.drainers -= 1
+
+    async def _take_turn(self) -> bool:
+        work = await self.queue.get()
+        if work is None:
+            return False
+        lane, turn = work.lane, work.turn
+        lane.on_started(turn)
+        turn.interrupted = True
+        try:
+            await lane.settler.room()
+            await self.drain_shard(lane, turn)
+            turn.interrupted = False
+        except Exception:  # ours, not a receiver's: one shard must not end the others
+            log.exception("shard.crashed", outbox=lane.outbox.name, shard=turn.claim.shard)
+        finally:
+            lane.settler.finish(turn)
+        return True
 
     async def drain_shard(self, lane: Lane, turn: Turn) -> None:
         """
@@ -225,7 +242,12 @@ class Drain:
                 turn.unhandled += 1
                 return None
         payload = await self._late_payload(lane, group) if group.newest[LARGE] else group.newest[PAYLOAD]
-        message = message_of(group, turn, lane.outbox.name, category, registry, payload)
+        try:
+            message = message_of(group, turn, lane.outbox.name, category, registry, payload)
+        except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes
+            unparsed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
+            self._report(unparsed, None)
+            return unparsed
         outcome = await self._delivery.send_signal(category, message)
         if outcome is not None:
             self._report(outcome, message)

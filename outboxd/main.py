@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import gc
 import os
@@ -33,7 +34,7 @@ WAIT_LOG_INTERVAL_S = 60.0
 WAIT_PAUSE_S_MAX = 5.0
 SUMMARY_INTERVAL_S = 60.0
 EXIT_HARD_STOP = 1
-HARD_STOP_S_MAX = 5.0
+HARD_STOP_S_MAX = 12.0
 
 
 def run_daemon(load: Callable[[], Loaded]) -> int:
@@ -212,7 +213,7 @@ class Daemon:
         _log.warning("daemon.stopping_hard", reason=reason)
         self._pipeline.stop_hard()
         await asyncio.sleep(HARD_STOP_S_MAX)
-        _log.error("daemon.abandoned", hint="a receiver ignores its cancellation: the process ends without it")
+        _log.error("daemon.abandoned", hint="a receiver ignores its cancellation, or the database does not answer")
         await self._pipeline.close()
         _exit_now(EXIT_HARD_STOP)
 
@@ -305,7 +306,8 @@ async def _once(loaded: Loaded, *, json_output: bool, quiet: bool, max_seconds: 
             loop.add_signal_handler(number, pipeline.stop)
         if max_seconds is not None:
             loop.call_later(max_seconds, pipeline.stop)
-        with StallWatch(lambda: pipeline.live.registry):
+        # What receivers print must not spoil the document on stdout.
+        with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
             await pipeline.run()
     finally:
         await pipeline.close()

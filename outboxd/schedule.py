@@ -204,7 +204,7 @@ class Scheduler:
     def settled(self, turn: Turn) -> None:
         """Take back the claim of a turn that is over, with everything of it committed."""
         claim = turn.claim
-        if turn.unreadable:
+        if turn.unreadable or turn.interrupted:
             self._rest_shard(claim.lock_key, REST_S_MAX)
         elif turn.unfinished:
             claim.again = Candidate(claim.shard, claim.lock_key, None)

@@ -265,6 +265,8 @@ class Settler:
     async def _bury(self, ending: Ending, reason: str) -> None:
         group = ending.group
         buried = await self._outbox.bury(group.ids, attempts=group.attempt, reason=reason, by=self._by)
+        if not buried:  # somebody else moves or deletes them at this moment: they are read again
+            return
         if ending.moved_to is not None:
             await self._outbox.settle_prepared(
                 [], ending.subject, moved_to=ending.moved_to, rows_max=self._live.drain.backoff_rows_max

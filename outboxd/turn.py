@@ -82,9 +82,9 @@ class Turn:
     One turn of one claimed shard.
 
     `unfinished` means that the shard may hold more than was read or delivered; `unreadable` that a delivery could not
-    even be tried. `delivered` gathers groups until they are handed to the settler, `unhandled` counts those for which
-    no receiver was called, `unsettled` the endings that are not committed. The claim is released when the turn is over
-    and nothing is unsettled.
+    even be tried; `interrupted` that the turn did not come to its own end. `delivered` gathers groups until they are
+    handed to the settler, `unhandled` counts those for which no receiver was called, `unsettled` the endings that are
+    not committed. The claim is released when the turn is over and nothing is unsettled.
     """
 
     __slots__ = (
@@ -93,6 +93,7 @@ class Turn:
         "failed",
         "groups",
         "identifier",
+        "interrupted",
         "over",
         "region",
         "rows_read",
@@ -115,6 +116,7 @@ class Turn:
         self.unfinished = unfinished
         self.failed = False
         self.unreadable = False
+        self.interrupted = False
         self.unhandled = 0
         self.over = False
         self.unsettled = 0

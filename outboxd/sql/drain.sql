@@ -72,7 +72,7 @@ SELECT coalesce(max(id), 0)::int8 AS id_max FROM {table}
 -- index            (scheduled_for, <sharding columns>)
 SELECT extract(epoch FROM scheduled_for - now())::float8 AS due_in_s
 FROM {table}
-WHERE scheduled_for > now()
+WHERE scheduled_for > now() AND scheduled_for < 'infinity'
 ORDER BY scheduled_for, {shard}
 LIMIT 1
 
@@ -89,7 +89,8 @@ SELECT
     f.object_identifier,
     f.attempts,
     f.last_error,
-    coalesce(extract(epoch FROM head.scheduled_for - now()), 0)::float8 AS due_in_s,
+    -- Not of the difference: before PostgreSQL 17 there are no infinite intervals.
+    coalesce(extract(epoch FROM head.scheduled_for) - extract(epoch FROM now()), 0)::float8 AS due_in_s,
     extract(epoch FROM now() - f.last_failed_at)::float8 AS age_s
 FROM unnest({shard_arrays:2}) WITH ORDINALITY AS claimed ({shard}, shard_number)
 CROSS JOIN LATERAL (

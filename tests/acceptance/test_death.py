@@ -127,25 +127,27 @@ async def test_a_message_that_kills_the_process_holds_up_only_its_own_shard(inst
     killers = await installation.insert([KILLER_SHARD], objects=[666])
     behind = await installation.insert([KILLER_SHARD], objects=[1])
     others: set[int] = set()
-    deaths = 0
-    for _ in range(10):
-        others |= set(await installation.insert([1, 2, 3], objects=range(4)))
+    deaths = starts = 0
+    while starts < 10 or not others <= set(installation.delivered()):
+        starts += 1
+        if starts <= 10:
+            others |= set(await installation.insert([1, 2, 3], objects=range(4)))
         async with installation.daemon() as daemon:
-            await eventually(partial(done_or_dead, installation, daemon, others))
+            await eventually(partial(done_or_dead, installation, daemon, others), 12)
             with contextlib.suppress(ProcessLookupError):
                 daemon.signal(signal.SIGTERM)
             deaths += await daemon.wait() != 0
 
-    assert others <= set(installation.delivered())
     assert await installation.ids() == {*killers, *behind}
-    failure = await installation.connection.fetchrow("SELECT * FROM outboxd.failure")
-    assert failure is not None
-    assert (failure["message_id"], failure["shard_identifier"]) == (killers[0], str(KILLER_SHARD))
+    failures = await installation.connection.fetch("SELECT * FROM outboxd.failure")
     kills = len(installation.delivered("kill"))
     assert kills == deaths
-    assert failure["attempts"] == kills - 1  # nobody had died before the first: it was not counted ahead
+    # Nobody had died before the first delivery: it was not counted ahead.
+    assert [(row["message_id"], row["attempts"]) for row in failures] == [(killers[0], kills - 1)]
     delays = await installation.connection.fetch("SELECT scheduled_for - scheduled_from AS delay FROM outbox")
     assert {row["delay"].total_seconds() for row in delays} == {2.0 ** (kills - 1)}
+    # Who was under way beside it is counted too, but must not go down with it again and again.
+    assert max(line["attempt"] for line in installation.deliveries()) <= 3
 
 
 async def test_a_message_that_kills_is_buried_after_its_last_attempt(installation: Installation) -> None:

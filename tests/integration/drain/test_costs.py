@@ -1,0 +1,270 @@
+"""What looking, reading and settling cost, in buffers: never in proportion to what is not due (I7)."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+
+from tests.drains import ByHand, Recorder, by_hand, configure, connected, drain_once, draining, until, write, write_many
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    import asyncpg
+
+    from outboxd.session import Session
+
+ROWS = 200_000
+# The tables' buffers that this backend has looked at in its current transaction.
+BLOCKS = """
+    SELECT coalesce(sum(pg_stat_get_xact_blocks_fetched(oid)), 0)::int8 FROM pg_class
+    WHERE relkind IN ('r', 'i') AND relname ~ '^(outbox|failure)'
+"""
+
+
+@contextlib.contextmanager
+def counted(session: Session) -> Iterator[list[int]]:
+    """Count the buffers that each statement on a session looks at: the very statement, with its cached plan."""
+    counts: list[int] = []
+
+    async def fetch(doing: str, statement: str, *args: Any) -> list[asyncpg.Record]:
+        async with session.transaction(doing) as run:
+            rows = await run(statement, *args)
+            [[count]] = await run(BLOCKS)
+        counts.append(count)
+        return rows
+
+    session.fetch = fetch  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        del session.fetch  # type: ignore[method-assign]
+
+
+@pytest.fixture
+async def replica(database: str) -> AsyncIterator[ByHand]:
+    async with by_hand(database) as opened:
+        yield opened
+
+
+async def read(replica: ByHand, shards: list[tuple[int, int]]) -> list[asyncpg.Record]:
+    from outboxd.model import Candidate
+
+    candidates = [Candidate(shard, 0, None) for shard in shards]
+    return await replica.outbox.read_messages(candidates, rows_per_shard=100, rows_max=5_000, categories_off=[])
+
+
+async def use_on_an_empty_table(replica: ByHand, connection: asyncpg.Connection) -> None:
+    """Twenty rounds of everything on an empty, analysed table: what a daemon does all night."""
+    await connection.execute("ANALYZE outbox; ANALYZE outboxd.failure")
+    outbox = replica.outbox
+    for _ in range(20):
+        await outbox.find_scheduled_shards(None)
+        await outbox.find_new(0)
+        await outbox.highest_id()
+        await outbox.next_due_in_s()
+        await outbox.count_due_shards(100)
+        await outbox.read_failures([(0, 1)])
+        await read(replica, [(0, 1)])
+        await outbox.read_payload(1)
+        await outbox.read_scheduled_from(1)
+        await outbox.delete_messages([1])
+        await outbox.clear_failures([((0, 1), 1, 1)])
+
+
+async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_arrive(
+    connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    await use_on_an_empty_table(replica, connection)
+    await write_many(connection, ROWS, shards=ROWS // 10)
+    outbox = replica.outbox
+
+    with counted(outbox.finding) as finding:
+        candidates, _ = await outbox.find_scheduled_shards(None)
+        assert len(candidates) == 500
+        assert finding[-1] < 20 * 500
+        assert len((await outbox.find_new(ROWS - 10)).candidates) == 10
+        assert finding[-1] < 50
+        await outbox.highest_id()
+        assert finding[-1] < 20
+        await outbox.next_due_in_s()
+        assert finding[-1] < 20
+        await outbox.count_due_shards(100)
+        assert finding[-1] < 20 * 100
+
+    with counted(outbox.reading) as reading:
+        rows = await read(replica, [candidate.shard for candidate in candidates[:20]])
+        assert len(rows) == 200
+        assert reading[-1] < 30 * 20
+        await outbox.read_failures([candidate.shard for candidate in candidates[:20]])
+        assert reading[-1] < 20 * 20
+        await outbox.read_payload(ROWS // 2)
+        assert reading[-1] < 20
+
+    with counted(outbox.settling) as settling:
+        await outbox.delete_messages([row["id"] for row in rows])
+        assert settling[-1] < 20 * 200
+        await outbox.delete_messages([ROWS // 2])
+        assert settling[-1] < 30
+        await outbox.read_scheduled_from(ROWS // 2 + 1)
+        assert settling[-1] < 20
+    assert await connection.fetchval("SELECT count(*) FROM outbox") == ROWS - 201
+
+
+async def test_the_check_that_a_shard_is_still_due_costs_a_probe_a_shard(
+    connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    await use_on_an_empty_table(replica, connection)
+    await write_many(connection, ROWS, shards=100)  # deep shards, all with the same due time
+    candidates = (await replica.find())[:50]
+
+    with counted(replica.outbox.reading) as reading:
+        rows = await replica.outbox.read_messages(candidates, rows_per_shard=1, rows_max=5_000, categories_off=[])
+
+    assert len(rows) == 50
+    assert reading[-1] < 30 * 50
+
+
+async def test_a_find_costs_what_is_due_and_not_what_is_in_backoff(
+    connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    await write_many(connection, 50_000, shards=50_000, due_in_s=3600)
+    for shard in range(60_001, 60_011):
+        await write(connection, shard=shard)
+
+    with counted(replica.outbox.finding) as finding:
+        candidates, after = await replica.outbox.find_scheduled_shards(None)
+        assert await replica.outbox.next_due_in_s() is not None
+
+    assert (len(candidates), after) == (10, None)
+    assert max(finding) < 20 * 11
+
+
+async def test_a_find_costs_the_same_however_deep_the_shards_are(
+    connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    await write_many(connection, 100_000, shards=10)
+
+    with counted(replica.outbox.finding) as finding:
+        candidates, _ = await replica.outbox.find_scheduled_shards(None)
+
+    assert len(candidates) == 10
+    assert finding[-1] < 20 * 11
+
+
+async def test_the_plan_of_a_find_uses_the_index_of_due_times_on_200_000_messages(
+    connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    await write_many(connection, ROWS, shards=1_000)
+    await connection.execute("ANALYZE outbox")
+    statement = replica.outbox._sql["find_scheduled_shards"]
+
+    rows = await replica.outbox.finding.fetch(
+        "explaining", f"EXPLAIN (FORMAT JSON) {statement}", -(2**63), 500, -(2**31), -(2**63)
+    )
+
+    plan = msgspec.json.decode(rows[0][0])[0]["Plan"]
+    scans = [node for node in _nodes(plan) if node.get("Relation Name") == "outbox"]
+    assert {node["Node Type"] for node in scans} <= {"Index Scan", "Index Only Scan"}
+    assert {node["Index Name"] for node in scans} == {"outbox_scheduled_for_shard_scope_shard_identifier_idx"}
+    assert not [node for node in _nodes(plan) if node["Node Type"] in ("Sort", "Hash", "Materialize")]
+
+
+def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for child in plan.get("Plans", []):
+        yield from _nodes(child)
+
+
+async def test_a_wake_up_does_not_walk_what_was_delivered_but_cannot_be_vacuumed(
+    database: str, connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    from outboxd.find import Finder
+
+    replica.live.drain = configure(poll_interval_s=3600).drain
+    await write_many(connection, ROWS, shards=20)
+    finder = Finder(replica.outbox, replica.live)
+    async with connected(database) as snapshot, snapshot.transaction(isolation="repeatable_read", readonly=True):
+        await snapshot.execute("SELECT count(*) FROM outbox")
+        await connection.execute("DELETE FROM outbox")
+        while not finder.passes:
+            await finder.look()
+
+        with counted(replica.outbox.finding) as finding:
+            for shard in range(1, 6):
+                await write(connection, shard=shard)
+                finder.wake()
+                candidates = await finder.look()
+                assert [candidate.shard for candidate in candidates] == [(0, shard)]
+
+    assert len(finding) == 5
+    assert max(finding) < 50
+
+
+async def test_a_drain_does_not_walk_what_it_has_delivered_itself_in_every_round(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """With an old snapshot held, the dead stay; a pass goes on from where its last step ended."""
+    count = 20_000
+    await write_many(connection, count, shards=4_000)
+    async with connected(database) as snapshot, snapshot.transaction(isolation="repeatable_read", readonly=True):
+        await snapshot.execute("SELECT count(*) FROM outbox")
+        await _forget_statistics(connection)
+        pipeline = await drain_once(database, Recorder(), configure(concurrency=20))
+
+    assert pipeline.totals()["retired"] == count
+
+    async def few_blocks() -> bool:
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        fetched = await connection.fetchval(
+            "SELECT idx_blks_read + idx_blks_hit FROM pg_statio_user_indexes"
+            " WHERE indexrelname = 'outbox_scheduled_for_shard_scope_shard_identifier_idx'"
+        )
+        # Find and check look at the index for each shard; a walk of the dead would take some 100 pages a step more.
+        assert 0 < fetched < 4_000 * 20
+        return True
+
+    await until(few_blocks)
+
+
+async def _forget_statistics(connection: asyncpg.Connection) -> None:
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+    await connection.execute("SELECT pg_stat_reset()")
+
+
+async def test_a_failing_deep_shard_costs_a_probe_and_not_its_depth(
+    database: str, connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    from tests.drains import failing
+
+    await write_many(connection, 100_000)
+    await drain_once(database, Recorder(failing()))
+    outbox = replica.outbox
+
+    with counted(outbox.finding) as finding, counted(outbox.reading) as reading:
+        [candidate], _ = await outbox.find_scheduled_shards(None)
+        [[failure]] = await outbox.read_failures([candidate.shard])
+
+    assert failure.held_for_s(60) > 0
+    # The first thousand were moved, so their old entries lie before the first due one until they are vacuumed.
+    assert max(finding) < 100
+    assert max(reading) < 30
+
+
+async def test_an_idle_daemon_hardly_touches_a_backlog_in_backoff(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 50_000, shards=50_000, due_in_s=3600)
+    async with draining(database, Recorder()) as pipeline:
+        await until(lambda: pipeline.branches[0].outbox is not None)
+        outbox, scheduler = pipeline.branches[0].outbox, pipeline.branches[0].scheduler
+        assert outbox is not None
+        assert scheduler is not None
+        with counted(outbox.finding) as finding:
+            passes = scheduler.finder.passes
+            await until(lambda: scheduler.finder.passes >= passes + 3)
+
+    assert max(finding) < 30
