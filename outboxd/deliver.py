@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import types
 from collections.abc import Awaitable, Coroutine, Generator
 from dataclasses import dataclass
@@ -57,7 +58,9 @@ class Delivery:
                 else:
                     await self._call_in_thread(receiver, message)
             except BaseException as exc:  # SystemExit and KeyboardInterrupt of a receiver must not end the daemon
-                return self._outcome(receiver, exc)
+                outcome = self._outcome(receiver, exc)
+                await _absorb_cancellation()
+                return outcome
         return None
 
     async def _call_in_thread(self, receiver: Receiver, message: Message) -> None:
@@ -76,13 +79,15 @@ class Delivery:
         self._live.deadlines.add(deadline)
         try:
             async with asyncio.timeout_at(deadline) as limit:
-                return await awaitable
+                result = await awaitable
         except TimeoutError as exc:
             if limit.expired():
                 raise _OverdueError(timeout_s) from exc
             raise
         finally:
             self._live.deadlines.discard(deadline)
+        await _absorb_cancellation()
+        return result
 
     def _outcome(self, receiver: Receiver, exc: BaseException) -> Outcome:
         if isinstance(exc, errors.RetryLater):
@@ -92,10 +97,9 @@ class Delivery:
         if isinstance(exc, _OverdueError):
             return Failed(f"{receiver.name} did not return within {exc.timeout_s:g} s")
         if isinstance(exc, asyncio.CancelledError):
-            if self._live.stopping_hard:
+            if is_being_ended():
                 raise exc
             # The receiver cancelled itself, or was cancelled by something of its own: a failure like any other.
-            take_back_cancellation()
             return Failed(f"{receiver.name} was cancelled")
         text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
         return Failed(f"{receiver.name} raised {text}")
@@ -121,6 +125,24 @@ def _caught(receiver: Receiver, message: Message) -> object:
         return receiver.call(message)
     except BaseException as exc:
         return _Raised(exc)
+
+
+def is_being_ended() -> bool:
+    """Whether the current task is cancelled by whoever owns it (a hard stop, a crash), and not by a receiver."""
+    return anyio.current_effective_deadline() == -math.inf
+
+
+async def _absorb_cancellation() -> None:
+    """Take the cancellation that a receiver has asked of its own task, which is ours: the next one must not get it."""
+    task = asyncio.current_task()
+    if task is None or not task.cancelling() or is_being_ended():
+        return
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        if is_being_ended():
+            raise
+    take_back_cancellation()
 
 
 def take_back_cancellation() -> None:

@@ -11,17 +11,19 @@ Within a shard deliveries run one after another (I4); no transaction and no row 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import structlog
 
 from outboxd import errors
-from outboxd.deliver import take_back_cancellation
+from outboxd.deliver import is_being_ended, take_back_cancellation
 from outboxd.model import Buried, Failed, Message, Outcome, ShardKey
 from outboxd.options import NOTHING_OFF
-from outboxd.settle import Ending
+from outboxd.settle import DIED_ERROR, Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 YIELD_EVERY_S = 0.001
+SETTLE_SUSPECT_S_MAX = 10.0
 
 
 class Queue:
@@ -114,6 +117,7 @@ class Drain:
         self.drainers = 0
         self._live = live
         self._delivery = delivery
+        self._suspects = asyncio.Lock()
         self._breath_at = 0.0
         self._breath: asyncio.Future[None] | None = None
 
@@ -125,7 +129,7 @@ class Drain:
                     if not await self._take_turn():
                         return
                 except asyncio.CancelledError:
-                    if self._live.stopping_hard:
+                    if is_being_ended():
                         raise
                     # A receiver has cancelled its own task, which is ours, and returned before that took effect.
                     take_back_cancellation()
@@ -168,14 +172,16 @@ class Drain:
         ends_at = time.monotonic() + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
         ends_now = self._must_end(lane, turn)
+        off = self._live.switches.categories
         for group in turn.groups:
             if time.monotonic() > self._breath_at:  # nothing else has run, and changed, since the last breath
                 await self._breathe(lane, turn)
                 ends_now = self._must_end(lane, turn) or time.monotonic() > ends_at
+                off = self._live.switches.categories
             if ends_now:
                 turn.unfinished = True
                 return
-            if group.newest[CATEGORY] in self._live.switches.categories or group.subject in failed_objects:
+            if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
                 continue
             outcome = await self._deliver(lane, turn, group)
             if outcome is None:
@@ -194,13 +200,21 @@ class Drain:
             return
         off = self._live.switches.categories
         group = next((g for g in turn.groups if g.newest[CATEGORY] not in off), None)
-        moved_to = await lane.settler.prepare(turn, group) if group is not None else None
-        if group is None or moved_to is None:
+        if group is None:
             return
-        outcome = await self._deliver(lane, turn, group)
-        lane.settler.add(Ending(turn, group, outcome, moved_to))
-        if isinstance(outcome, Failed):
-            self._blocks(turn, group)
+        # Suspects go one at a time: those that were only beside the killer would otherwise be tried, and die, with it
+        # again and again.
+        suspect = group.known is not None and group.known.last_error == DIED_ERROR
+        async with self._suspects if suspect else contextlib.nullcontext():
+            moved_to = await lane.settler.prepare(turn, group)
+            if moved_to is None:
+                return
+            outcome = await self._deliver(lane, turn, group)
+            lane.settler.add(Ending(turn, group, outcome, moved_to))
+            if isinstance(outcome, Failed):
+                self._blocks(turn, group)
+            with anyio.move_on_after(SETTLE_SUSPECT_S_MAX):
+                await lane.settler.idle.wait()
 
     def _blocks(self, turn: Turn, group: Group) -> bool:
         """Note a failure; whether it ends the drain of the shard."""

@@ -44,6 +44,7 @@ class Finder:
         self._passing = False
         self._pass_cost_s = 0.0
         self._next_pass_at = 0.0
+        self._next_new_at = 0.0
         self._woken = False
         self._id_seen: int | None = None
         self.passes = 0
@@ -60,9 +61,10 @@ class Finder:
 
     def due_in_s(self) -> float:
         """Tell in how many seconds there is something to look for; 0 when there is now."""
-        if self._passing or self._woken:
+        if self._passing:
             return 0.0
-        return max(0.0, self._next_pass_at - time.monotonic())
+        look_at = min(self._next_pass_at, self._next_new_at) if self._woken else self._next_pass_at
+        return max(0.0, look_at - time.monotonic())
 
     async def look(self) -> list[Candidate]:
         """
@@ -71,9 +73,10 @@ class Finder:
         Raises:
             StoreUnavailable, SchemaError, StatementFailed: The step is taken again at the next call.
         """
-        if self._passing or time.monotonic() >= self._next_pass_at:
+        now = time.monotonic()
+        if self._passing or now >= self._next_pass_at:
             candidates = await self._step()
-        elif self._woken:
+        elif self._woken and now >= self._next_new_at:
             candidates = await self._new()
         else:
             return []
@@ -110,7 +113,11 @@ class Finder:
 
     async def _new(self) -> list[Candidate]:
         self._woken = False
+        started_at = time.monotonic()
         new = await self._outbox.find_new(self._id_seen or 0)
+        if not new.candidates:  # what producers write and drain themselves may be dead there, and walked each time
+            now = time.monotonic()
+            self._next_new_at = now + (now - started_at) / PASS_SHARE_MAX
         self._id_seen = new.id_max
         self._woken = self._woken or new.more
         return new.candidates

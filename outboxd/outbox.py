@@ -139,14 +139,21 @@ class Outbox:
         return known
 
     async def read_messages(
-        self, candidates: Sequence[Candidate], *, rows_per_shard: int, rows_max: int, categories_off: Sequence[int]
+        self,
+        candidates: Sequence[Candidate],
+        *,
+        rows_per_shard: int,
+        rows_max: int,
+        categories_off: Sequence[int],
+        failing_apart: bool,
     ) -> list[asyncpg.Record]:
         """
         Read the messages of claimed shards.
 
         Returns:
             Records as the statement's header says, by shard number (from 1) and id. With *rows_max* of them the
-            last shard may be cut short and those behind it were not reached.
+            last shard may be cut short and those behind it were not reached. With *failing_apart* a shard that has
+            a known failure is one record without id.
         """
         return await self._fetch(
             self.reading,
@@ -154,6 +161,8 @@ class Outbox:
             rows_per_shard,
             rows_max,
             categories_off,
+            failing_apart,
+            self.name,
             [c.due_at for c in candidates],
             *self._arrays([c.shard for c in candidates]),
         )

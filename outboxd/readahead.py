@@ -16,7 +16,7 @@ import structlog
 
 from outboxd import errors
 from outboxd.drain import Drain, Lane, Work
-from outboxd.turn import CATEGORY, OBJECT, SHARD_NUMBER, Group, Turn, coalesce
+from outboxd.turn import CATEGORY, ID, OBJECT, SHARD_NUMBER, Group, Turn, coalesce
 
 if TYPE_CHECKING:
     import asyncpg
@@ -84,29 +84,46 @@ class Reader:
                 await asyncio.sleep(PAUSE_S)
 
     async def _read(self, batch: list[Claimed]) -> None:
-        """Read a batch of claims; what is put to rest is taken out of it, the others become turns."""
+        """Read a batch of claims; those that lead on are taken out of it, the others are given back if this fails."""
         for claimed in [one for one in batch if not one[0].session.alive]:
             batch.remove(claimed)
             self._scheduler.retry(*claimed)
         if not batch:
             return
-        outbox = self._lane.outbox
-        known = await outbox.read_failures([candidate.shard for _, candidate in batch])
-        known = self._put_held_to_rest(batch, known)
+        rows = await self._read_messages(batch, failing_apart=True)
+        batch[:] = self._make_turns(batch, rows, None)
         if not batch:
             return
-        rows = await outbox.read_messages(
+        known = await self._lane.outbox.read_failures([candidate.shard for _, candidate in batch])
+        known = self._put_held_to_rest(batch, known)
+        if batch:
+            self._make_turns(batch, await self._read_messages(batch, failing_apart=False), known)
+
+    async def _read_messages(self, batch: list[Claimed], *, failing_apart: bool) -> list[asyncpg.Record]:
+        return await self._lane.outbox.read_messages(
             [candidate for _, candidate in batch],
             rows_per_shard=self._live.drain.turn_rows_max,
             rows_max=READ_ROWS_MAX,
             categories_off=list(self._live.switches.categories),
+            failing_apart=failing_apart,
         )
+
+    def _make_turns(
+        self, batch: list[Claimed], rows: list[asyncpg.Record], known: list[list[KnownFailure]] | None
+    ) -> list[Claimed]:
+        """Queue what was read, put back what was not reached, and return the shards that were set apart as failing."""
         reached = rows[-1][SHARD_NUMBER] if len(rows) >= READ_ROWS_MAX else len(batch)
         by_shard = {number: list(group) for number, group in groupby(rows, key=itemgetter(SHARD_NUMBER))}
-        for number, (claim, _) in enumerate(batch[:reached], 1):
-            cut = len(rows) >= READ_ROWS_MAX and number == reached
-            self._queue(claim, by_shard.get(number, []), known[number - 1], cut=cut)
+        failing = []
+        for number, claimed in enumerate(batch[:reached], 1):
+            messages = by_shard.get(number, [])
+            if messages and messages[0][ID] is None:
+                failing.append(claimed)
+            else:
+                cut = len(rows) >= READ_ROWS_MAX and number == reached
+                self._queue(claimed[0], messages, known[number - 1] if known else [], cut=cut)
         self._unread.extendleft(reversed(batch[reached:]))
+        return failing
 
     def _put_held_to_rest(self, batch: list[Claimed], known: list[list[KnownFailure]]) -> list[list[KnownFailure]]:
         """Give back shards that a held failure blocks; returns what is known of the others."""

@@ -230,10 +230,12 @@ class Settler:
             for entry in done:
                 self._count(entry.turn, entry.calls, entry.row_count)
                 self._settled(entry.turn)
+            self._live.beat()
         for ending in others:
             await self._write_one(ending)
             batch.pop(0)
             self._settled(ending.turn)
+            self._live.beat()
 
     async def _write_one(self, ending: Ending) -> None:
         if isinstance(ending.outcome, Buried):
@@ -310,6 +312,5 @@ class Settler:
 
     def _settled(self, turn: Turn) -> None:
         turn.unsettled -= 1
-        self._live.beat()
         if turn.over and not turn.unsettled:
             self._on_settled(turn)

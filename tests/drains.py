@@ -210,9 +210,11 @@ class ByHand:
         candidates, _ = await self.outbox.find_scheduled_shards(None)
         return candidates
 
-    async def read(self, candidates: Sequence[Candidate]) -> list[int]:
-        """Read the claimed shards' messages, and return their ids."""
-        rows = await self.outbox.read_messages(candidates, rows_per_shard=1_000, rows_max=5_000, categories_off=[])
+    async def read(self, candidates: Sequence[Candidate], rows_per_shard: int = 1_000) -> list[int]:
+        """Read the claimed shards' messages, whether they have failed before or not, and return their ids."""
+        rows = await self.outbox.read_messages(
+            candidates, rows_per_shard=rows_per_shard, rows_max=5_000, categories_off=[], failing_apart=False
+        )
         return [row[ID] for row in rows]
 
 

@@ -118,15 +118,30 @@ LEFT JOIN LATERAL (
 -- $1 int4          messages a shard
 -- $2 int4          messages in all; shards that are not reached come back empty
 -- $3 int4[]        categories that are switched off
--- $4 timestamptz[] the due time that find saw; null: read without that check
--- $5 ...           shards, one array a column
+-- $4 bool          set failing shards apart: of one with a known failure only a row without id comes back
+-- $5 text          outbox
+-- $6 timestamptz[] the due time that find saw; null: read without that check
+-- $7 ...           shards, one array a column
 -- returns          shard_number (from 1, ascending), id, category, object_identifier, payload, large_payload,
 --                  headers, scheduled_for, date_added
--- index            (scheduled_for, <sharding columns>) for the check, (<sharding columns>, id) for the messages
+-- index            (scheduled_for, <sharding columns>) for the check, (<sharding columns>, id) for the messages;
+--                  primary key of outboxd.failure
 SELECT claimed.shard_number, message.*
 FROM (
-    SELECT *
-    FROM unnest($4::timestamptz[], {shard_arrays:5}) WITH ORDINALITY AS given (due_at, {shard}, shard_number)
+    SELECT
+        given.*,
+        $4::bool
+            AND (
+                SELECT true
+                FROM {schema}.failure AS known
+                WHERE (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
+                        >= ($5::text, given.shard_scope, given.shard_identifier::text, {region_text:given})
+                    AND (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
+                        <= ($5::text, given.shard_scope, given.shard_identifier::text, {region_text:given})
+                ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+                LIMIT 1
+            ) IS NOT NULL AS is_failing
+    FROM unnest($6::timestamptz[], {shard_arrays:7}) WITH ORDINALITY AS given (due_at, {shard}, shard_number)
     WHERE given.due_at IS NULL
         OR given.due_at = (
             SELECT d.scheduled_for
@@ -137,7 +152,7 @@ FROM (
             LIMIT 1
         )
 ) AS claimed
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
     SELECT
         o.id,
         o.category,
@@ -158,9 +173,11 @@ CROSS JOIN LATERAL (
     WHERE ({shard:o}) >= ({shard:claimed})
         AND ({shard:o}) <= ({shard:claimed})
         AND o.category <> ALL ($3::int4[])
+        AND NOT claimed.is_failing
     ORDER BY {shard:o}, o.id
     LIMIT $1::int4
-) AS message
+) AS message ON true
+WHERE claimed.is_failing OR message.id IS NOT NULL
 LIMIT $2::int4
 
 -- name: read_payload

@@ -70,7 +70,7 @@ WHERE t.tgrelid = $1 AND t.tgname = $2 AND NOT t.tgisinternal
 -- returns          whether it exists
 SELECT EXISTS (
     SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-    WHERE n.nspname = $1 AND c.relname = $2
+    WHERE n.nspname = $1::text AND c.relname = $2::text
 ) AS found
 
 -- name: migrated_to

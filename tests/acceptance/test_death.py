@@ -53,7 +53,7 @@ async def test_sigkill_under_load_loses_nothing_and_repeats_what_was_under_way(i
     installation.receive(
         '@receiver("EVENT")\nasync def work(message):\n    await asyncio.sleep(0.001)\n    record(message)\n'
     )
-    ids = await installation.insert(range(200), objects=range(10))
+    ids = await installation.insert(range(100), objects=range(6))
     async with installation.ready_daemon() as daemon:
         await eventually(lambda: len(installation.delivered()) > 200)
         daemon.signal(signal.SIGKILL)

@@ -174,16 +174,17 @@ async def test_exit_78_the_table_is_not_as_it_must_be(installation: Installation
     assert "Traceback" not in process.stderr
 
 
-@pytest.mark.parametrize("arguments", [[], ["--once"]], ids=["daemon", "once"])
 @pytest.mark.parametrize(
-    ("change", "shown"),
+    ("arguments", "change", "shown"),
     [
-        ("[drain]\nconcurency = 3\n", "did you mean concurrency"),
-        ("[drain]\nconcurrency = 0\n", "concurrency"),
-        ("[[outbox]\n", "not valid TOML"),
-        ('[receivers]\nmodules = ["receivers"]\n', "outbox"),
+        ([], "[drain]\nconcurency = 3\n", "did you mean concurrency"),
+        ([], "[drain]\nconcurrency = 0\n", "concurrency"),
+        ([], "[[outbox]\n", "not valid TOML"),
+        ([], '[receivers]\nmodules = ["receivers"]\n', "outbox"),
+        (["--once"], "[drain]\nconcurency = 3\n", "did you mean concurrency"),
+        (["--once"], '[receivers]\nmodules = ["receivers"]\n', "outbox"),
     ],
-    ids=["unknown key", "bad value", "no TOML", "no outbox"],
+    ids=["unknown key", "bad value", "no TOML", "no outbox", "once: unknown key", "once: no outbox"],
 )
 async def test_exit_78_bad_configuration(bare: Installation, arguments: list[str], change: str, shown: str) -> None:
     bare.config.write_text(change)
@@ -205,14 +206,13 @@ async def test_exit_78_another_silo_mode_has_no_outbox(installation: Installatio
 # --- receiver modules --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arguments", [[], ["--once"]], ids=["daemon", "once"])
 @pytest.mark.parametrize(
-    ("code", "error"),
+    ("arguments", "code", "error"),
     [
-        ("import notthere\n", "ModuleNotFoundError"),
-        ("\n\nraise RuntimeError('no settings')\n", "RuntimeError: no settings"),
-        ("def broken(:\n", "SyntaxError"),
-        ("import sys\nsys.exit('go away')\n", "SystemExit"),
+        ([], "import notthere\n", "ModuleNotFoundError"),
+        ([], "\n\nraise RuntimeError('no settings')\n", "RuntimeError: no settings"),
+        ([], "def broken(:\n", "SyntaxError"),
+        (["--once"], "import sys\nsys.exit('go away')\n", "SystemExit"),
     ],
     ids=["missing import", "own error", "syntax", "exit"],
 )

@@ -1,7 +1,7 @@
 """
 Memory stays bounded, whatever waits in the table and however large it is.
 
-The counts are a tenth of those in the requirements, to be quick; OUTBOXD_TEST_MEMORY_SCALE=10 runs them in full
+The counts are a tenth of those in the requirements, to be quick; MEMORY_TEST_SCALE=10 runs them in full
 (with a longer timeout: `--timeout 600`).
 """
 
@@ -17,7 +17,7 @@ from tests.acceptance.servers import memory_kb
 if TYPE_CHECKING:
     from tests.processes import Outboxd
 
-SCALE = float(os.environ.get("OUTBOXD_TEST_MEMORY_SCALE", "1"))
+SCALE = float(os.environ.get("MEMORY_TEST_SCALE", "1"))
 WAITING_ROWS = int(200_000 * SCALE)
 LARGE_PAYLOADS = int(200 * SCALE)
 MIDDLE_PAYLOADS = int(20_000 * SCALE)

@@ -77,18 +77,18 @@ async def test_when_one_daemon_is_killed_the_other_one_delivers_its_shards(insta
 
 
 @pytest.mark.parametrize(
-    "outbox",
+    ("arguments", "outbox"),
     [
-        OUTBOX.replace('"outbox"', '"other"'),
-        OUTBOX.replace('"main"', '"renamed"'),
-        OUTBOX + 'sharding_columns = ["shard_identifier", "shard_scope"]\n',
-        OUTBOX + '[[outbox]]\nname = "second"\ntable = "second"\n',
+        ([], OUTBOX.replace('"outbox"', '"other"')),
+        ([], OUTBOX.replace('"main"', '"renamed"')),
+        ([], OUTBOX + 'sharding_columns = ["shard_identifier", "shard_scope"]\n'),
+        ([], OUTBOX + '[[outbox]]\nname = "second"\ntable = "second"\n'),
+        (["--once"], OUTBOX + 'sharding_columns = ["shard_identifier", "shard_scope"]\n'),
     ],
-    ids=["table", "name", "sharding columns", "one more"],
+    ids=["table", "name", "sharding columns", "one more", "once"],
 )
-@pytest.mark.parametrize("arguments", [[], ["--once"]], ids=["daemon", "once"])
 async def test_a_daemon_unlike_a_living_one_exits_78_and_names_it(
-    installation: Installation, outbox: str, arguments: list[str]
+    installation: Installation, arguments: list[str], outbox: str
 ) -> None:
     async with installation.ready_daemon() as living:
         ids = await installation.insert([1])

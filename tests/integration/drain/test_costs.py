@@ -8,17 +8,32 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from tests.drains import ByHand, Recorder, by_hand, configure, connected, drain_once, draining, until, write, write_many
+from outboxd.find import Finder
+from outboxd.model import Candidate
+from tests.drains import (
+    ByHand,
+    Recorder,
+    by_hand,
+    configure,
+    connected,
+    drain_once,
+    draining,
+    failing,
+    until,
+    write,
+    write_many,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterable, Iterator
 
     import asyncpg
 
+    from outboxd.model import ShardKey
     from outboxd.session import Session
 
 ROWS = 200_000
-# The tables' buffers that this backend has looked at in its current transaction.
+# The tables' buffers that this backend has looked at and not reported yet; within a transaction it reports nothing.
 BLOCKS = """
     SELECT coalesce(sum(pg_stat_get_xact_blocks_fetched(oid)), 0)::int8 FROM pg_class
     WHERE relkind IN ('r', 'i') AND relname ~ '^(outbox|failure)'
@@ -32,16 +47,17 @@ def counted(session: Session) -> Iterator[list[int]]:
 
     async def fetch(doing: str, statement: str, *args: Any) -> list[asyncpg.Record]:
         async with session.transaction(doing) as run:
+            [[before]] = await run(BLOCKS)
             rows = await run(statement, *args)
-            [[count]] = await run(BLOCKS)
-        counts.append(count)
+            [[after]] = await run(BLOCKS)
+        counts.append(after - before)
         return rows
 
     session.fetch = fetch  # type: ignore[method-assign]
     try:
         yield counts
     finally:
-        del session.fetch  # type: ignore[method-assign]
+        del session.fetch
 
 
 @pytest.fixture
@@ -50,11 +66,8 @@ async def replica(database: str) -> AsyncIterator[ByHand]:
         yield opened
 
 
-async def read(replica: ByHand, shards: list[tuple[int, int]]) -> list[asyncpg.Record]:
-    from outboxd.model import Candidate
-
-    candidates = [Candidate(shard, 0, None) for shard in shards]
-    return await replica.outbox.read_messages(candidates, rows_per_shard=100, rows_max=5_000, categories_off=[])
+async def read(replica: ByHand, shards: Iterable[ShardKey]) -> list[int]:
+    return await replica.read([Candidate(shard, 0, None) for shard in shards], rows_per_shard=100)
 
 
 async def use_on_an_empty_table(replica: ByHand, connection: asyncpg.Connection) -> None:
@@ -96,8 +109,8 @@ async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_a
         assert finding[-1] < 20 * 100
 
     with counted(outbox.reading) as reading:
-        rows = await read(replica, [candidate.shard for candidate in candidates[:20]])
-        assert len(rows) == 200
+        ids = await read(replica, [candidate.shard for candidate in candidates[:20]])
+        assert len(ids) == 200
         assert reading[-1] < 30 * 20
         await outbox.read_failures([candidate.shard for candidate in candidates[:20]])
         assert reading[-1] < 20 * 20
@@ -105,7 +118,7 @@ async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_a
         assert reading[-1] < 20
 
     with counted(outbox.settling) as settling:
-        await outbox.delete_messages([row["id"] for row in rows])
+        await outbox.delete_messages(ids)
         assert settling[-1] < 20 * 200
         await outbox.delete_messages([ROWS // 2])
         assert settling[-1] < 30
@@ -122,9 +135,9 @@ async def test_the_check_that_a_shard_is_still_due_costs_a_probe_a_shard(
     candidates = (await replica.find())[:50]
 
     with counted(replica.outbox.reading) as reading:
-        rows = await replica.outbox.read_messages(candidates, rows_per_shard=1, rows_max=5_000, categories_off=[])
+        ids = await replica.read(candidates, rows_per_shard=1)
 
-    assert len(rows) == 50
+    assert len(ids) == 50
     assert reading[-1] < 30 * 50
 
 
@@ -179,16 +192,15 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
-async def test_a_wake_up_does_not_walk_what_was_delivered_but_cannot_be_vacuumed(
+async def test_wake_ups_do_not_walk_what_was_delivered_but_cannot_be_vacuumed(
     database: str, connection: asyncpg.Connection, replica: ByHand
 ) -> None:
-    from outboxd.find import Finder
-
     replica.live.drain = configure(poll_interval_s=3600).drain
     await write_many(connection, ROWS, shards=20)
     finder = Finder(replica.outbox, replica.live)
     async with connected(database) as snapshot, snapshot.transaction(isolation="repeatable_read", readonly=True):
         await snapshot.execute("SELECT count(*) FROM outbox")
+        await finder.look()
         await connection.execute("DELETE FROM outbox")
         while not finder.passes:
             await finder.look()
@@ -202,6 +214,27 @@ async def test_a_wake_up_does_not_walk_what_was_delivered_but_cannot_be_vacuumed
 
     assert len(finding) == 5
     assert max(finding) < 50
+
+
+async def test_wake_ups_that_find_nothing_do_not_walk_again_and_again_what_others_have_delivered(
+    database: str, connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    """A producer that flushes wakes the daemon for messages that it delivers itself."""
+    replica.live.drain = configure(poll_interval_s=3600).drain
+    finder = Finder(replica.outbox, replica.live)
+    await finder.look()
+    assert finder.passes
+    async with connected(database) as snapshot, snapshot.transaction(isolation="repeatable_read", readonly=True):
+        await snapshot.execute("SELECT count(*) FROM outbox")
+        await write_many(connection, 50_000, shards=20)
+        await connection.execute("DELETE FROM outbox")
+
+        with counted(replica.outbox.finding) as finding:
+            for _ in range(5):
+                finder.wake()
+                assert await finder.look() == []
+
+    assert sum(finding[1:]) < 50
 
 
 async def test_a_drain_does_not_walk_what_it_has_delivered_itself_in_every_round(
@@ -224,6 +257,7 @@ async def test_a_drain_does_not_walk_what_it_has_delivered_itself_in_every_round
             " WHERE indexrelname = 'outbox_scheduled_for_shard_scope_shard_identifier_idx'"
         )
         # Find and check look at the index for each shard; a walk of the dead would take some 100 pages a step more.
+        print("FETCHED", fetched)
         assert 0 < fetched < 4_000 * 20
         return True
 
@@ -238,8 +272,6 @@ async def _forget_statistics(connection: asyncpg.Connection) -> None:
 async def test_a_failing_deep_shard_costs_a_probe_and_not_its_depth(
     database: str, connection: asyncpg.Connection, replica: ByHand
 ) -> None:
-    from tests.drains import failing
-
     await write_many(connection, 100_000)
     await drain_once(database, Recorder(failing()))
     outbox = replica.outbox
@@ -268,3 +300,26 @@ async def test_an_idle_daemon_hardly_touches_a_backlog_in_backoff(
             await until(lambda: scheduler.finder.passes >= passes + 3)
 
     assert max(finding) < 30
+
+
+async def test_the_settings_that_keep_plans_fresh_survive_a_reset(
+    database: str, connection: asyncpg.Connection, replica: ByHand
+) -> None:
+    claiming = replica.claims._session
+    assert claiming is not None
+    await claiming.connection.execute("RESET ALL")
+    for session in (replica.outbox.finding, replica.outbox.reading, replica.outbox.settling):
+        await session.fetch("resetting", "RESET ALL")
+
+        rows = await session.fetch("asking", SETTINGS)
+
+        assert [row[0] for row in rows] == EXPECTED
+    assert [row[0] for row in await claiming.connection.fetch(SETTINGS)] == EXPECTED
+
+
+SETTINGS = """
+    SELECT current_setting(name) FROM unnest(
+        ARRAY['plan_cache_mode', 'jit', 'idle_session_timeout', 'default_transaction_isolation']
+    ) AS names (name)
+"""
+EXPECTED = ["force_custom_plan", "off", "0", "read committed"]

@@ -92,6 +92,22 @@ async def test_a_success_deletes_and_puts_the_rest_of_the_shard_back(
     assert (pipeline.totals()["delivered"], pipeline.totals()["retired"]) == (3, 4)
 
 
+async def test_the_rest_of_a_shard_is_due_when_a_daemon_stops_after_a_delivery(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    for obj in (1, 2, 3):
+        await write(connection, obj=obj)
+    gate = Gate()
+    async with draining(database, gate) as pipeline:
+        await gate.closed_behind()
+        pipeline.stop()
+        gate.opened.set()
+
+    assert len(gate.messages) == 1
+    assert await connection.fetchval("SELECT count(*) FROM outbox WHERE scheduled_for <= now()") == 2
+    assert await failures(connection) == []
+
+
 async def test_messages_beyond_those_that_a_failure_moves_are_not_touched(
     database: str, connection: asyncpg.Connection
 ) -> None:
