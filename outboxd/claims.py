@@ -146,6 +146,7 @@ class Claims:
             try:
                 if not self.is_open:
                     await self.open()
+                    failures = 0
                     log.info("claims.reopened", worker=self.worker_id)
                     for wake in self._wakes.values():  # nobody heard what was written meanwhile
                         wake()
@@ -153,8 +154,8 @@ class Claims:
             except errors.OutboxdError as exc:
                 log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
             self._live.beat()
-            failures = 0 if self.is_open else failures + 1
             if not self.is_open:
+                failures += 1
                 # Jitter, so that replicas do not knock in step at a database that is coming up.
                 await asyncio.sleep(min(RECONNECT_PAUSE_S_MAX, 0.1 * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
 

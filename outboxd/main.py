@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import gc
-import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import anyio
-import click
-import msgspec
 
 from outboxd import errors, log, registry
 from outboxd.lifecycle import ServiceManager
 from outboxd.load import Loaded, session_dsn
+from outboxd.once import drain_once
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
+from outboxd.stopping import EXIT_HARD_STOP, Stopper, leave
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -33,8 +28,6 @@ _log = log.get()
 WAIT_LOG_INTERVAL_S = 60.0
 WAIT_PAUSE_S_MAX = 5.0
 SUMMARY_INTERVAL_S = 60.0
-EXIT_HARD_STOP = 1
-HARD_STOP_S_MAX = 12.0
 
 
 def run_daemon(load: Callable[[], Loaded]) -> int:
@@ -50,7 +43,7 @@ def run_daemon(load: Callable[[], Loaded]) -> int:
     Raises:
         ConfigError, PoolerError, FleetError: Before anything was delivered.
     """
-    return _leave(_run(Daemon(load).run()))
+    return leave(_run(Daemon(load).run()))
 
 
 def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_seconds: float | None) -> int:
@@ -69,20 +62,10 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
     Raises:
         OutboxdError: With its exit code; nothing is waited for.
     """
-    return _leave(_run(_once(load(), json_output=json_output, quiet=quiet, max_seconds=max_seconds)))
-
-
-def _leave(code: int) -> int:
-    """End at once if a receiver that was given up still runs in a thread: the interpreter would wait for it."""
-    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        _exit_now(code)
-    return code
-
-
-def _exit_now(code: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+    loaded = load()
+    registry_of_run = build_registry(loaded)
+    work = drain_once(loaded, registry_of_run, json_output=json_output, quiet=quiet, max_seconds=max_seconds)
+    return leave(_run(work))
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:
@@ -140,8 +123,6 @@ class Daemon:
         self._loaded = load()
         self._registry = build_registry(self._loaded)
         self._manager = ServiceManager()
-        self._stopping = asyncio.Event()
-        self._stopping_hard = asyncio.Event()
         self._reload = asyncio.Event()
 
     async def run(self) -> int:
@@ -149,7 +130,9 @@ class Daemon:
         self._pipeline = Pipeline(self._loaded.config, self._registry, lambda: session_dsn(self._loaded))
         self._pipeline.live.on_progress = self._manager.progressed
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
-        self._listen_to_signals()
+        self._stopper = Stopper(self._pipeline)
+        self._stopper.listen()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         _log.info("daemon.starting", version=__version__, silo_mode=self._loaded.config.silo_mode)
         with StallWatch(lambda: self._pipeline.live.registry):
             if await self._wait_for_database():
@@ -164,7 +147,7 @@ class Daemon:
     async def _wait_for_database(self) -> bool:
         """Open the pipeline, however long the database takes to come up or be migrated; False: stopped meanwhile."""
         pause_s, said_at = 0.2, -WAIT_LOG_INTERVAL_S
-        while not self._stopping.is_set():
+        while not self._stopper.stopping.is_set():
             try:
                 await self._pipeline.open()
             except (errors.StoreUnavailable, errors.SchemaError, errors.StatementFailed) as exc:
@@ -183,39 +166,14 @@ class Daemon:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._summarise)
             tasks.start_soon(self._reload_when_told)
-            tasks.start_soon(self._stop_when_told)
+            tasks.start_soon(self._stopper.run)
+            tasks.start_soon(self._announce_stop)
             await self._pipeline.run()
             tasks.cancel_scope.cancel()
 
-    def _listen_to_signals(self) -> None:
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_stop_signal)
-        loop.add_signal_handler(signal.SIGHUP, self._reload.set)
-
-    def _on_stop_signal(self) -> None:
-        if self._stopping.is_set():
-            self._stopping_hard.set()
-        self._stopping.set()
-        self._pipeline.stop()
-
-    async def _stop_when_told(self) -> NoReturn:
-        await self._stopping.wait()
-        grace_period_s = self._pipeline.live.drain.grace_period_s
+    async def _announce_stop(self) -> None:
+        await self._stopper.stopping.wait()
         self._manager.stopping()
-        _log.info("daemon.stopping", grace_period_s=grace_period_s)
-        reason = "second signal"
-        try:
-            async with asyncio.timeout(grace_period_s):
-                await self._stopping_hard.wait()
-        except TimeoutError:
-            reason = "end of the grace period"
-        _log.warning("daemon.stopping_hard", reason=reason)
-        self._pipeline.stop_hard()
-        await asyncio.sleep(HARD_STOP_S_MAX)
-        _log.error("daemon.abandoned", hint="a receiver ignores its cancellation, or the database does not answer")
-        await self._pipeline.close()
-        _exit_now(EXIT_HARD_STOP)
 
     async def _reload_when_told(self) -> None:
         while True:
@@ -266,77 +224,3 @@ def _need_restart(old: Loaded, new: Loaded) -> list[str]:
     if old.config.receivers != new.config.receivers:
         changed.append("receivers.modules")
     return changed
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What `--once` did; the keys of its JSON document."""
-
-    delivered: int
-    coalesced: int
-    failed_shards: int
-    skipped_shards: int
-    remaining_due: int
-    backfilled: dict[str, int]
-    buried: int
-    seconds: float
-
-    def text(self) -> str:
-        """Write it for people."""
-        lines = [
-            f"delivered {self.delivered}, coalesced {self.coalesced}, buried {self.buried} in {self.seconds:.1f} s",
-            f"shards: {self.failed_shards} failed, {self.skipped_shards} switched off, {self.remaining_due} still due",
-        ]
-        return "\n".join(lines)
-
-
-async def _once(loaded: Loaded, *, json_output: bool, quiet: bool, max_seconds: float | None) -> int:
-    started_at = time.monotonic()
-    pipeline = Pipeline(loaded.config, build_registry(loaded), lambda: session_dsn(loaded), bounded=True)
-    await pipeline.open()
-    try:
-        if not await pipeline.claims.lock_once(_subject(loaded)):
-            if not quiet:
-                click.echo("another --once on this configuration is running", err=True)
-            if json_output:
-                click.echo(msgspec.json.encode(_summary(pipeline, time.monotonic() - started_at)).decode())
-            return 0
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, pipeline.stop)
-        if max_seconds is not None:
-            loop.call_later(max_seconds, pipeline.stop)
-        # What receivers print must not spoil the document on stdout.
-        with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
-            await pipeline.run()
-    finally:
-        await pipeline.close()
-    summary = _summary(pipeline, time.monotonic() - started_at)
-    if json_output:
-        click.echo(msgspec.json.encode(summary).decode())
-    elif not quiet or summary.failed_shards or summary.buried:
-        click.echo(summary.text())
-    for branch in pipeline.branches:
-        if branch.error is not None:
-            raise branch.error
-    return 1 if summary.failed_shards else 0
-
-
-def _subject(loaded: Loaded) -> str:
-    outboxes = [(o.name, o.table) for o in loaded.config.outboxes]
-    return f"{loaded.config.silo_mode} {loaded.config.schema} {outboxes}"
-
-
-def _summary(pipeline: Pipeline, seconds: float) -> Summary:
-    totals = pipeline.totals()
-    bounded = [branch.bounded for branch in pipeline.branches if branch.bounded is not None]
-    return Summary(
-        delivered=totals["delivered"],
-        coalesced=totals["retired"] - totals["delivered"],
-        failed_shards=sum(len(b.failed) for b in bounded),
-        skipped_shards=sum(len(b.skipped) for b in bounded),
-        remaining_due=pipeline.remaining_due,
-        backfilled={},
-        buried=totals["buried"],
-        seconds=round(seconds, 3),
-    )

@@ -67,12 +67,14 @@ class Candidate(msgspec.Struct, frozen=True):
     A shard that may be drained.
 
     `due_at` is the due time that the find saw; a read under the lock checks that a message with it is
-    still there. None: a turn of ours ended before the shard did, no check is needed.
+    still there. None: a turn of ours ended before the shard did, no check is needed. Messages up to `after_id` have
+    just been seen, and were all held.
     """
 
     shard: ShardKey
     lock_key: int
     due_at: Instant | None
+    after_id: int = -(2**63)
 
 
 class KnownFailure(msgspec.Struct, frozen=True):

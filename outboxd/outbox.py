@@ -164,6 +164,7 @@ class Outbox:
             failing_apart,
             self.name,
             [c.due_at for c in candidates],
+            [c.after_id for c in candidates],
             *self._arrays([c.shard for c in candidates]),
         )
 

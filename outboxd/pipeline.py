@@ -166,6 +166,7 @@ class Pipeline:
         self.branches = [Branch(outbox, self) for outbox in config.outboxes]
         self.remaining_due = 0
         self._drainers: TaskGroup | None = None
+        self.drained = asyncio.Event()
         self._stopped = asyncio.Event()
         self._delivering = anyio.CancelScope()
 
@@ -194,15 +195,21 @@ class Pipeline:
                 with self._delivering:
                     await self._work(background)
                 self.live.stopping = True
-                with anyio.move_on_after(SETTLE_AT_END_S_MAX):
-                    for branch in self.branches:
-                        await branch.settle()
-                    if self.bounded:
+                self.drained.set()
+                await self.settle()
+                if self.bounded:
+                    with anyio.move_on_after(SETTLE_AT_END_S_MAX):
                         await self._count_remaining()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # the locks must go, however we end
                 await self.close()
+
+    async def settle(self) -> None:
+        """Wait until everything that was delivered is settled, for a bounded time."""
+        with anyio.move_on_after(SETTLE_AT_END_S_MAX):
+            for branch in self.branches:
+                await branch.settle()
 
     async def close(self) -> None:
         """Deregister and close every session."""

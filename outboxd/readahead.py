@@ -16,21 +16,25 @@ import structlog
 
 from outboxd import errors
 from outboxd.drain import Drain, Lane, Work
-from outboxd.turn import CATEGORY, ID, OBJECT, SHARD_NUMBER, Group, Turn, coalesce
+from outboxd.model import Candidate
+from outboxd.turn import CATEGORY, ID, OBJECT, PAYLOAD, SHARD_NUMBER, Group, Turn, coalesce
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.claims import Claim
     from outboxd.live import Live
-    from outboxd.model import Candidate, KnownFailure
+    from outboxd.model import KnownFailure
     from outboxd.schedule import Scheduler
 
 log = structlog.get_logger()
 
 READ_SHARDS_MAX = 400
 READ_ROWS_MAX = 5_000
-ROWS_AHEAD_MAX = 10_000
+READ_ROWS_MIN = 500
+WEIGHT_AHEAD_MAX = 10_000
+"""What is read ahead of the drainers: a message weighs 1, and 1 more for each 2 kB of payload. About 30 MB at most."""
+PAYLOAD_CHARACTERS_PER_WEIGHT = 2_000
 PAUSE_S = 0.5
 
 Claimed = tuple["Claim", "Candidate"]
@@ -53,7 +57,8 @@ class Reader:
         self._scheduler = scheduler
         self._live = live
         self._unread: deque[Claimed] = deque()
-        self._rows_ahead = 0
+        self._weight_ahead = 0
+        self._row_weight = 1.0
         self._kick = asyncio.Event()
 
     def put(self, claim: Claim, candidate: Candidate) -> None:
@@ -63,14 +68,14 @@ class Reader:
 
     def started(self, turn: Turn) -> None:
         """Note that a drainer has taken a turn: its rows are no longer ahead."""
-        self._rows_ahead -= turn.rows_read
-        if self._unread and self._rows_ahead < ROWS_AHEAD_MAX:
+        self._weight_ahead -= turn.weight
+        if self._unread and self._weight_ahead < WEIGHT_AHEAD_MAX:
             self._kick.set()
 
     async def run(self) -> None:
         """Read what is claimed. Never returns."""
         while True:
-            if not self._unread or self._rows_ahead >= ROWS_AHEAD_MAX:
+            if not self._unread or self._weight_ahead >= WEIGHT_AHEAD_MAX:
                 self._kick.clear()
                 await self._kick.wait()
                 continue
@@ -90,29 +95,35 @@ class Reader:
             self._scheduler.retry(*claimed)
         if not batch:
             return
-        rows = await self._read_messages(batch, failing_apart=True)
-        batch[:] = self._make_turns(batch, rows, None)
+        batch[:] = await self._make_turns(batch, None)
         if not batch:
             return
         known = await self._lane.outbox.read_failures([candidate.shard for _, candidate in batch])
         known = self._put_held_to_rest(batch, known)
         if batch:
-            self._make_turns(batch, await self._read_messages(batch, failing_apart=False), known)
+            await self._make_turns(batch, known)
 
-    async def _read_messages(self, batch: list[Claimed], *, failing_apart: bool) -> list[asyncpg.Record]:
-        return await self._lane.outbox.read_messages(
+    async def _make_turns(self, batch: list[Claimed], known: list[list[KnownFailure]] | None) -> list[Claimed]:
+        """
+        Read, queue what was read, and put back what was not reached.
+
+        Args:
+            batch: Claims to read.
+            known: Their known failures; None: not asked for yet.
+
+        Returns:
+            The claims that were set apart because they have known failures; none when *known* is given.
+        """
+        rows_max = max(READ_ROWS_MIN, int(READ_ROWS_MAX / self._row_weight))
+        rows = await self._lane.outbox.read_messages(
             [candidate for _, candidate in batch],
             rows_per_shard=self._live.drain.turn_rows_max,
-            rows_max=READ_ROWS_MAX,
+            rows_max=rows_max,
             categories_off=list(self._live.switches.categories),
-            failing_apart=failing_apart,
+            failing_apart=known is None,
         )
-
-    def _make_turns(
-        self, batch: list[Claimed], rows: list[asyncpg.Record], known: list[list[KnownFailure]] | None
-    ) -> list[Claimed]:
-        """Queue what was read, put back what was not reached, and return the shards that were set apart as failing."""
-        reached = rows[-1][SHARD_NUMBER] if len(rows) >= READ_ROWS_MAX else len(batch)
+        cut = len(rows) >= rows_max
+        reached = rows[-1][SHARD_NUMBER] if cut else len(batch)
         by_shard = {number: list(group) for number, group in groupby(rows, key=itemgetter(SHARD_NUMBER))}
         failing = []
         for number, claimed in enumerate(batch[:reached], 1):
@@ -120,8 +131,8 @@ class Reader:
             if messages and messages[0][ID] is None:
                 failing.append(claimed)
             else:
-                cut = len(rows) >= READ_ROWS_MAX and number == reached
-                self._queue(claimed[0], messages, known[number - 1] if known else [], cut=cut)
+                failures = known[number - 1] if known else []
+                self._queue(claimed, messages, failures, cut=cut and number == reached)
         self._unread.extendleft(reversed(batch[reached:]))
         return failing
 
@@ -145,20 +156,25 @@ class Reader:
         batch[:] = free
         return failures_of_free
 
-    def _queue(self, claim: Claim, rows: list[asyncpg.Record], failures: list[KnownFailure], *, cut: bool) -> None:
+    def _queue(self, claimed: Claimed, rows: list[asyncpg.Record], failures: list[KnownFailure], *, cut: bool) -> None:
         """Make a turn of a shard's messages, without the objects that are held; nothing left: give the claim back."""
+        claim = claimed[0]
+        cut = cut or len(rows) >= self._live.drain.turn_rows_max
         groups = coalesce(rows, self._live.registry.apart)
         rest_s = 0.0
         if failures:
             groups, rest_s = self._without_held(groups, failures)
         if not groups:
-            self._scheduler.drop(claim, rest_s)
+            if cut:  # so many held messages that what lies behind them was not seen
+                self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
+            else:
+                self._scheduler.drop(claim, rest_s)
             return
-        cut = cut or len(rows) >= self._live.drain.turn_rows_max
-        self._rows_ahead += len(rows)
-        self._drain.queue.put(
-            Work(self._lane, Turn(claim, self._lane.outbox, groups, rows_read=len(rows), unfinished=cut))
-        )
+        payload_characters = sum(len(row[PAYLOAD]) for row in rows if row[PAYLOAD] is not None)
+        weight = len(rows) + payload_characters // PAYLOAD_CHARACTERS_PER_WEIGHT
+        self._row_weight = weight / len(rows)
+        self._weight_ahead += weight
+        self._drain.queue.put(Work(self._lane, Turn(claim, self._lane.outbox, groups, weight=weight, unfinished=cut)))
 
     def _without_held(self, groups: list[Group], failures: list[KnownFailure]) -> tuple[list[Group], float]:
         """

@@ -39,6 +39,7 @@ RESTING_MAX = 100_000
 REST_S_MAX = 5.0
 DRAINS_MAX = 10
 PAUSE_S_MAX = 5.0
+BOUNDED_FAILURES_MAX = 6
 
 
 @dataclass(slots=True)
@@ -163,15 +164,17 @@ class Scheduler:
             try:
                 await self._release()
                 worked = await self._step()
-                failures = 0
             except errors.SchemaError:
                 raise
             except errors.OutboxdError as exc:
                 failures += 1
                 self._complain(exc, failures)
+                if self.bounded is not None and failures > BOUNDED_FAILURES_MAX:
+                    raise
                 self._live.beat()  # a look that ended in an error has ended, too
                 await self._rest(min(PAUSE_S_MAX, 0.05 * 2**failures))
                 continue
+            failures = 0 if worked else failures
             if self._has_progressed():
                 self._live.beat()
             if worked:
@@ -243,6 +246,8 @@ class Scheduler:
 
     async def _step(self) -> bool:
         """Look for shards, and claim as many shards as there is room for; False when there is nothing to do now."""
+        if not self._claims.is_open:
+            raise errors.StoreUnavailable("the claim session is lost")
         room = self._room()
         if room <= 0:
             return False
@@ -316,7 +321,14 @@ class Scheduler:
     def _is_over(self) -> bool:
         """Whether a bounded run has nothing left: a whole pass found nothing, and nothing is under way."""
         bounded = self.bounded
-        if bounded is None or self._held or self._found or self._revisit or self.finder.passes == bounded.passes:
+        if (
+            bounded is None
+            or not self._claims.is_open
+            or self._held
+            or self._found
+            or self._revisit
+            or self.finder.passes == bounded.passes
+        ):
             return False
         if bounded.claimed_in_pass == 0:
             return True

@@ -84,7 +84,8 @@ class Turn:
     `unfinished` means that the shard may hold more than was read or delivered; `unreadable` that a delivery could not
     even be tried; `interrupted` that the turn did not come to its own end. `delivered` gathers groups until they are
     handed to the settler, `unhandled` counts those for which no receiver was called, `unsettled` the endings that are
-    not committed. The claim is released when the turn is over and nothing is unsettled.
+    not committed; `weight` is what the turn holds in memory, as the reader measures it. The claim is released when the
+    turn is over and nothing is unsettled.
     """
 
     __slots__ = (
@@ -96,23 +97,23 @@ class Turn:
         "interrupted",
         "over",
         "region",
-        "rows_read",
         "rows_retired",
         "scope",
         "unfinished",
         "unhandled",
         "unreadable",
         "unsettled",
+        "weight",
     )
 
-    def __init__(self, claim: Claim, outbox: Outbox, groups: list[Group], *, rows_read: int, unfinished: bool) -> None:
+    def __init__(self, claim: Claim, outbox: Outbox, groups: list[Group], *, weight: int, unfinished: bool) -> None:
         self.claim = claim
         self.scope = outbox.scope_of(claim.shard)
         self.identifier = outbox.identifier_of(claim.shard)
         self.region = outbox.region_of(claim.shard)
         self.delivered: list[Group] = []
         self.groups = groups
-        self.rows_read = rows_read
+        self.weight = weight
         self.unfinished = unfinished
         self.failed = False
         self.unreadable = False

@@ -121,7 +121,8 @@ LEFT JOIN LATERAL (
 -- $4 bool          set failing shards apart: of one with a known failure only a row without id comes back
 -- $5 text          outbox
 -- $6 timestamptz[] the due time that find saw; null: read without that check
--- $7 ...           shards, one array a column
+-- $7 int8[]        read only messages above this id
+-- $8 ...           shards, one array a column
 -- returns          shard_number (from 1, ascending), id, category, object_identifier, payload, large_payload,
 --                  headers, scheduled_for, date_added
 -- index            (scheduled_for, <sharding columns>) for the check, (<sharding columns>, id) for the messages;
@@ -141,7 +142,8 @@ FROM (
                 ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
                 LIMIT 1
             ) IS NOT NULL AS is_failing
-    FROM unnest($6::timestamptz[], {shard_arrays:7}) WITH ORDINALITY AS given (due_at, {shard}, shard_number)
+    FROM unnest($6::timestamptz[], $7::int8[], {shard_arrays:8})
+        WITH ORDINALITY AS given (due_at, after_id, {shard}, shard_number)
     WHERE given.due_at IS NULL
         OR given.due_at = (
             SELECT d.scheduled_for
@@ -170,7 +172,7 @@ LEFT JOIN LATERAL (
         o.scheduled_for,
         o.date_added
     FROM {table} AS o
-    WHERE ({shard:o}) >= ({shard:claimed})
+    WHERE ({shard:o}, o.id) > ({shard:claimed}, claimed.after_id)
         AND ({shard:o}) <= ({shard:claimed})
         AND o.category <> ALL ($3::int4[])
         AND NOT claimed.is_failing

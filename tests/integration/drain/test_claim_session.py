@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 async def kill_claim_session(connection: asyncpg.Connection) -> None:
     [pid] = await outboxd_backends(connection, "claim")
     await connection.execute("SELECT pg_terminate_backend($1)", pid)
+
+    async def gone() -> bool:
+        return pid not in await outboxd_backends(connection, "claim")
+
+    await until(gone)
 
 
 async def reopened(connection: asyncpg.Connection, pipeline: Pipeline) -> bool:
@@ -347,3 +353,18 @@ async def test_replicas_agree_on_the_lock_of_a_shard_after_the_table_was_replace
 
     assert seen_by_old.shard == seen_by_new.shard
     assert seen_by_old.lock_key == seen_by_new.lock_key
+
+
+async def test_a_session_that_is_lost_while_an_outbox_begins_to_listen_ends_in_an_error_of_ours_at_most(
+    database: str,
+) -> None:
+    async with by_hand(database) as replica:
+        session = replica.claims._session
+        assert session is not None
+        await session.connection.close()
+        session.alive = True  # not noticed yet
+
+        with contextlib.suppress(errors.StoreUnavailable):
+            await replica.claims.listen("some_channel", lambda: None)
+
+        assert not session.alive

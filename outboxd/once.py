@@ -1,0 +1,115 @@
+"""`outboxd --once`: drain what is due, say what was done, and end. The daemon's own pipeline with a stop condition."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+import msgspec
+
+from outboxd.load import Loaded, session_dsn
+from outboxd.pipeline import Pipeline
+from outboxd.stall import StallWatch
+from outboxd.stopping import EXIT_HARD_STOP, Stopper
+
+if TYPE_CHECKING:
+    from outboxd.registry import Registry
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What the run did; its fields are the keys of the JSON document."""
+
+    delivered: int
+    coalesced: int
+    failed_shards: int
+    skipped_shards: int
+    remaining_due: int
+    backfilled: dict[str, int]
+    buried: int
+    seconds: float
+
+    @property
+    def all_went_well(self) -> bool:
+        """Whether there is nothing that somebody should hear of."""
+        return not self.failed_shards and not self.buried
+
+    def text(self) -> str:
+        """Write it for people."""
+        return (
+            f"delivered {self.delivered}, coalesced {self.coalesced}, buried {self.buried} in {self.seconds:.1f} s\n"
+            f"shards: {self.failed_shards} failed, {self.skipped_shards} switched off, {self.remaining_due} still due"
+        )
+
+
+async def drain_once(
+    loaded: Loaded, registry: Registry, *, json_output: bool, quiet: bool, max_seconds: float | None
+) -> int:
+    """
+    Drain until a whole pass finds nothing that was not failed, skipped or lost in this run.
+
+    Returns:
+        The exit code: 0, or 1 when something failed and stays in the outbox, or after a hard stop.
+
+    Raises:
+        OutboxdError: An outbox could not be drained; the summary of the others has been printed.
+    """
+    started_at = time.monotonic()
+    pipeline = Pipeline(loaded.config, registry, lambda: session_dsn(loaded), bounded=True)
+    await pipeline.open()
+    try:
+        if await pipeline.claims.lock_once(_subject(loaded)):
+            await _run(pipeline, max_seconds)
+        elif not quiet:
+            click.echo("another --once on this configuration is running", err=True)
+    finally:
+        await pipeline.close()
+    summary = _summary(pipeline, time.monotonic() - started_at)
+    if json_output:
+        click.echo(msgspec.json.encode(summary).decode())
+    elif not (quiet and summary.all_went_well):
+        click.echo(summary.text())
+    for branch in pipeline.branches:
+        if branch.error is not None:
+            raise branch.error
+    return EXIT_HARD_STOP if pipeline.live.stopping_hard or summary.failed_shards else 0
+
+
+async def _run(pipeline: Pipeline, max_seconds: float | None) -> None:
+    stopper = Stopper(pipeline)
+    stopper.listen()
+    if max_seconds is not None:
+        asyncio.get_running_loop().call_later(max_seconds, stopper.stop)
+    # What receivers print must not spoil the document on stdout.
+    with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(stopper.run)
+            await pipeline.run()
+            tasks.cancel_scope.cancel()
+
+
+def _subject(loaded: Loaded) -> str:
+    """Tell one configuration from another, for the lock that keeps two runs of the same apart."""
+    outboxes = [(outbox.name, outbox.table) for outbox in loaded.config.outboxes]
+    return f"{loaded.config.silo_mode} {loaded.config.schema} {outboxes}"
+
+
+def _summary(pipeline: Pipeline, seconds: float) -> Summary:
+    totals = pipeline.totals()
+    bounded = [branch.bounded for branch in pipeline.branches if branch.bounded is not None]
+    return Summary(
+        delivered=totals["delivered"],
+        coalesced=totals["retired"] - totals["delivered"],
+        failed_shards=sum(len(b.failed) for b in bounded),
+        skipped_shards=sum(len(b.skipped) for b in bounded),
+        remaining_due=pipeline.remaining_due,
+        backfilled={},
+        buried=totals["buried"],
+        seconds=round(seconds, 3),
+    )

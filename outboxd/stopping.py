@@ -1,0 +1,100 @@
+"""
+How a run ends before its time: softly at the first signal, hard at the second or when the grace period is over.
+
+    running -> stopping       nothing new is claimed, deliveries under way finish
+    stopping -> stopping hard [second signal, end of grace_period_s]  deliveries are cancelled
+    stopping hard -> ended    or, when a receiver ignores its cancellation, abandoned with it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from typing import TYPE_CHECKING, NoReturn
+
+import anyio
+
+from outboxd import log
+
+if TYPE_CHECKING:
+    from outboxd.pipeline import Pipeline
+
+_log = log.get()
+
+EXIT_HARD_STOP = 1
+CANCELLATION_S_MAX = 3.0
+
+
+class Stopper:
+    """
+    Turns SIGTERM, SIGINT and the end of a time limit into the two stops of a pipeline.
+
+    Args:
+        pipeline: What is stopped.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._hard = asyncio.Event()
+        self.stopping = asyncio.Event()
+
+    def listen(self) -> None:
+        """Take over the two signals, for good."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+
+    def stop(self) -> None:
+        """Begin a soft stop."""
+        self.stopping.set()
+        self._pipeline.stop()
+
+    async def run(self) -> NoReturn:
+        """Wait for a stop and see it through. Never returns: cancel it when the pipeline has ended."""
+        await self.stopping.wait()
+        grace_period_s = self._pipeline.live.drain.grace_period_s
+        _log.info("daemon.stopping", grace_period_s=grace_period_s)
+        reason = "second signal"
+        try:
+            async with asyncio.timeout(grace_period_s):
+                await self._hard.wait()
+        except TimeoutError:
+            reason = "end of the grace period"
+        _log.warning("daemon.stopping_hard", reason=reason)
+        self._pipeline.stop_hard()
+        with anyio.move_on_after(CANCELLATION_S_MAX):
+            await self._pipeline.drained.wait()
+            await asyncio.Event().wait()  # all receivers have obeyed: the pipeline settles, and ends by itself
+        if not self._pipeline.drained.is_set():
+            await self._abandon()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def _abandon(self) -> NoReturn:
+        """End the process beside a receiver that will not end; what was delivered is settled all the same."""
+        await self._pipeline.settle()
+        _log.error("daemon.abandoned", hint="a receiver ignores its cancellation: the process ends without it")
+        await self._pipeline.close()
+        exit_now(EXIT_HARD_STOP)
+
+    def _on_signal(self) -> None:
+        if self.stopping.is_set():
+            self._hard.set()
+        self.stop()
+
+
+def leave(code: int) -> int:
+    """Return *code*; or end at once if a receiver that was given up runs on in a thread, which Python would await."""
+    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
+        exit_now(code)
+    return code
+
+
+def exit_now(code: int) -> NoReturn:
+    """End the process without waiting for anybody."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
