@@ -162,9 +162,14 @@ class Claims:
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call *wake* at every notification on *channel*, on this session and its successors."""
         self._wakes[channel] = wake
-        if self._session is not None and self._session.alive:
-            async with self._session.turnstile:
-                await self._session.connection.add_listener(channel, self._on_notification)
+        current = self._session
+        if current is None or not current.alive:
+            return
+        try:
+            async with current.turnstile:
+                await current.connection.add_listener(channel, self._on_notification)
+        except Exception:  # the session that is opened next listens to every channel
+            self._end(current)
 
     async def claim(self, candidates: Sequence[Candidate]) -> list[Claim]:
         """

@@ -173,10 +173,10 @@ class Drain:
         failed_objects: set[tuple[int, Any]] = set()
         ends_now = self._must_end(lane, turn)
         off = self._live.switches.categories
-        for group in turn.groups:
+        for number, group in enumerate(turn.groups):
             if time.monotonic() > self._breath_at:  # nothing else has run, and changed, since the last breath
                 await self._breathe(lane, turn)
-                ends_now = self._must_end(lane, turn) or time.monotonic() > ends_at
+                ends_now = self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at)
                 off = self._live.switches.categories
             if ends_now:
                 turn.unfinished = True

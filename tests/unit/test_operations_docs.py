@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from outboxd import claims, errors, main
+from outboxd import claims, errors, once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -107,7 +107,7 @@ def test_every_exit_code_of_an_error_is_in_the_table() -> None:
 
 
 def test_the_keys_of_the_summary_are_in_the_table() -> None:
-    assert [WORDS.findall(row[0])[0] for row in rows("key")] == [f.name for f in dataclasses.fields(main.Summary)]
+    assert [WORDS.findall(row[0])[0] for row in rows("key")] == [f.name for f in dataclasses.fields(once.Summary)]
 
 
 def test_sessions_are_called_as_the_table_says() -> None:

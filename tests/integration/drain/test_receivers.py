@@ -119,7 +119,7 @@ async def test_a_receiver_may_cancel_its_own_task_and_wait(database: str, connec
     async def cancels(message: Message) -> None:
         if message.shard_identifier == 1:
             _cancel_this_task()
-            await asyncio.sleep(60)
+            await asyncio.Event().wait()
 
     await assert_that_only_shard_1_failed(database, connection, cancels, words="cancelled")
 
