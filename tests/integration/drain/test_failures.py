@@ -377,3 +377,26 @@ async def test_a_message_deleted_by_an_operator_during_its_failing_delivery_leav
         await until(lambda: pipeline.totals()["failures"] == 1)
 
     assert await failures(connection) == []
+
+
+async def test_an_object_that_waits_with_more_messages_than_a_turn_reads_does_not_hide_the_others(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """With on_error = "skip" only the object waits, however many of its messages lie before those of the others."""
+    for _ in range(25):
+        await write(connection, obj=1, category="SKIPPING")
+    await write(connection, obj=2, category="SKIPPING")
+    seen: list[Any] = []
+
+    async def refuses_1(message: Message) -> None:
+        seen.append(message.object_identifier)
+        if message.object_identifier == 1:
+            raise ValueError("not now")
+
+    config = configure(turn_rows_max=10)
+    for _ in range(2):
+        await drain_once(database, {"SKIPPING": refuses_1}, config)
+
+    assert seen.count(2) == 1
+    assert await connection.fetchval("SELECT count(*) FROM outbox WHERE object_identifier = 2") == 0
+    assert await connection.fetchval("SELECT count(*) FROM outbox WHERE object_identifier = 1") == 25

@@ -162,7 +162,7 @@ def _cancel_this_task() -> None:
 async def test_a_receiver_that_awaits_something_cancelled_fails(database: str, connection: asyncpg.Connection) -> None:
     async def awaits_cancelled(message: Message) -> None:
         if message.shard_identifier == 1:
-            task = asyncio.create_task(asyncio.sleep(60))
+            task = asyncio.create_task(asyncio.Event().wait())
             task.cancel()
             await task
 
@@ -229,7 +229,7 @@ async def test_a_timeout_of_the_receiver_s_own_is_its_failure(database: str, con
     async def times_out(message: Message) -> None:
         if message.shard_identifier == 1:
             async with asyncio.timeout(0.01):
-                await asyncio.sleep(60)
+                await asyncio.Event().wait()
 
     await assert_that_only_shard_1_failed(database, connection, times_out, words="TimeoutError")
 
