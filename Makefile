@@ -10,6 +10,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
+# Tests run in two processes, each with servers of its own; WORKERS=0 runs them in one, for a debugger.
+WORKERS ?= 2
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +20,7 @@ demo: $(READY) ## a database, producers and the daemon, to watch it work
 	@$(BIN)/outboxd demo $(ARGS)
 
 test: $(READY) ## all tests, against a real PostgreSQL and Valkey that are started for them
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadscope $(ARGS)
 
 check: $(READY) ## ruff, mypy and the rules on who may import whom
 	@$(BIN)/ruff check
