@@ -92,6 +92,8 @@ class Lane:
         settler: Takes the endings.
         discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
         on_started: Called when a drainer takes a turn.
+
+    `closed` means that nothing may be started any more: the table is not what it was.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Lane:
         self.settler = settler
         self.discard_unhandled = discard_unhandled
         self.on_started = on_started
+        self.closed = False
+        self.turns_in_progress = 0
 
 
 class Drain:
@@ -142,6 +146,7 @@ class Drain:
             return False
         lane, turn = work.lane, work.turn
         lane.on_started(turn)
+        lane.turns_in_progress += 1
         turn.interrupted = True
         try:
             await lane.settler.room()
@@ -150,6 +155,7 @@ class Drain:
         except Exception:  # ours, not a receiver's: one shard must not end the others
             log.exception("shard.crashed", outbox=lane.outbox.name, shard=turn.claim.shard)
         finally:
+            lane.turns_in_progress -= 1
             lane.settler.finish(turn)
         return True
 
@@ -295,7 +301,7 @@ class Drain:
     def _must_end(self, lane: Lane, turn: Turn) -> bool:
         """Whether nothing of this turn may be started any more."""
         live = self._live
-        if live.stopping or not turn.claim.is_usable(time.monotonic()):
+        if live.stopping or lane.closed or not turn.claim.is_usable(time.monotonic()):
             return True
         return live.switches is not NOTHING_OFF and shard_off(live.switches, lane.outbox, turn.claim.shard)
 

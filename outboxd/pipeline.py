@@ -29,7 +29,7 @@ from outboxd.schedule import BoundedRun, Scheduler
 from outboxd.settle import Settler
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from anyio.abc import TaskGroup
 
@@ -42,6 +42,7 @@ log = structlog.get_logger()
 
 SETTLE_AT_END_S_MAX = 10.0
 LOOK_AGAIN_S = 2.0
+CLOSING_PAUSE_S = 0.05
 BOUNDED_TRIES_MAX = 5
 REMAINING_PAIRS_MAX = 100_000
 
@@ -119,9 +120,21 @@ class Branch:
         )
         reader = Reader(lane, pipeline.drain, scheduler, live)
         await pipeline.claims.listen(f"outboxd_{table.oid}", scheduler.wake)
-        background.start_soon(self.settler.run)
-        background.start_soon(reader.run)
-        await scheduler.schedule_batch()
+        writing, reading = anyio.CancelScope(), anyio.CancelScope()
+        background.start_soon(_run_in, writing, self.settler.run)
+        background.start_soon(_run_in, reading, reader.run)
+        try:
+            await scheduler.schedule_batch()
+        except errors.SchemaError:
+            # Whoever looks at the table anew must find no claim of ours, and no delivery under way.
+            reading.cancel()
+            lane.closed = True
+            while lane.turns_in_progress:
+                await asyncio.sleep(CLOSING_PAUSE_S)
+            writing.cancel()
+            await scheduler.let_go()
+            await self.outbox.close()
+            raise
 
     def stop(self) -> None:
         """Wake the loops so that they see the stop."""
@@ -132,6 +145,11 @@ class Branch:
         """Wait until everything handed to the settler is written."""
         if self.settler is not None:
             await self.settler.idle.wait()
+
+
+async def _run_in(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await work()
 
 
 class Pipeline:

@@ -7,6 +7,7 @@ Bounded in rows, whatever the depth of a shard (I10). A shard whose failure is h
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from itertools import groupby
 from operator import itemgetter
@@ -140,14 +141,10 @@ class Reader:
         """Give back shards that a held failure blocks; returns what is known of the others."""
         free, failures_of_free = [], []
         for (claim, candidate), failures in zip(batch, known, strict=True):
-            held_for_s = max(
-                (
-                    f.held_for_s(self._live.drain.retry_on_new_message_s)
-                    for f in failures
-                    if self._live.blocks(f.category)
-                ),
-                default=0.0,
-            )
+            # Only a due message can wake a shard before its time, and none is known where we only come back to it.
+            wakes_after_s = self._live.drain.retry_on_new_message_s if candidate.due_at is not None else math.inf
+            blocking = [f for f in failures if self._live.blocks(f.category)]
+            held_for_s = max((f.held_for_s(wakes_after_s) for f in blocking), default=0.0)
             if held_for_s > 0:
                 self._scheduler.drop(claim, held_for_s)
             else:

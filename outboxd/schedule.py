@@ -232,6 +232,11 @@ class Scheduler:
         self._releasing.append(claim)
         self._kick.set()
 
+    async def let_go(self) -> None:
+        """Release every claim, at the end of a scheduler whose table is not what it was."""
+        held, self._held = list(self._held.values()), {}
+        await self._claims.release(held)
+
     async def _release(self) -> None:
         claims, self._releasing = self._releasing, []
         if not claims:
@@ -240,7 +245,7 @@ class Scheduler:
             await self._claims.release(claims)
         finally:  # if it failed the session is gone, and the locks with it
             for claim in claims:
-                del self._held[claim.lock_key]
+                self._held.pop(claim.lock_key, None)
                 if claim.again is not None:
                     self._revisit.append(claim.again)
 
