@@ -149,7 +149,8 @@ class Drain:
         lane.turns_in_progress += 1
         turn.interrupted = True
         try:
-            await lane.settler.room()
+            if lane.settler.is_full:
+                await lane.settler.room()
             await self.drain_shard(lane, turn)
             turn.interrupted = False
         except Exception:  # ours, not a receiver's: one shard must not end the others

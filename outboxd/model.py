@@ -74,7 +74,7 @@ class Candidate(msgspec.Struct, frozen=True):
     shard: ShardKey
     lock_key: int
     due_at: Instant | None
-    after_id: int = -(2**63)
+    after_id: int | None = None
 
 
 class KnownFailure(msgspec.Struct, frozen=True):

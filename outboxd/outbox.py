@@ -164,7 +164,8 @@ class Outbox:
             failing_apart,
             self.name,
             [c.due_at for c in candidates],
-            [c.after_id for c in candidates],
+            # Shorter arrays are filled up with nulls; hardly ever does a candidate have one.
+            [c.after_id for c in candidates] if any(c.after_id is not None for c in candidates) else [],
             *self._arrays([c.shard for c in candidates]),
         )
 

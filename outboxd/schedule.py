@@ -95,21 +95,16 @@ class Pace:
 
     def tick(self) -> None:
         """Count one turn."""
-        self._roll()
         self._count += 1
 
     def recent(self) -> int:
         """Tell the greater of this window's and the last one's count."""
-        self._roll()
-        return max(self._count, self._last_count)
-
-    def _roll(self) -> None:
         now = time.monotonic()
         if now >= self._window_ends_at:
-            idle = now >= self._window_ends_at + AHEAD_WINDOW_S
-            self._last_count = 0 if idle else self._count
+            self._last_count = self._count if now < self._window_ends_at + AHEAD_WINDOW_S else 0
             self._count = 0
             self._window_ends_at = now + AHEAD_WINDOW_S
+        return max(self._count, self._last_count)
 
 
 class Scheduler:
@@ -148,6 +143,7 @@ class Scheduler:
         self._resting: dict[int, float] = {}
         self._looked_at = 0.0
         self._ahead = 0
+        self._kick_at = 0
         self._pace = Pace()
         self._kick = asyncio.Event()
 
@@ -201,7 +197,7 @@ class Scheduler:
         """Note that a drainer has taken a turn: there is room for another claim."""
         self._ahead -= 1
         self._pace.tick()
-        if self._ahead <= self._ahead_min() or self._room() >= self._ahead:
+        if self._ahead <= self._kick_at:
             self._kick.set()
 
     def settled(self, turn: Turn) -> None:
@@ -254,6 +250,8 @@ class Scheduler:
         if not self._claims.is_open:
             raise errors.StoreUnavailable("the claim session is lost")
         room = self._room()
+        # A few large claims cost less than many small ones: the next is made when half of these are drained.
+        self._kick_at = max(self._ahead_min() // 2, (self._ahead + room) // 2)
         if room <= 0:
             return False
         wanted = self._take(room)

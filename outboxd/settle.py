@@ -120,8 +120,13 @@ class Settler:
         self.counters = Counters()
         self._by = f"outboxd {os.getpid()}@{socket.gethostname()}"
 
+    @property
+    def is_full(self) -> bool:
+        """Whether too much is unsettled: a database that does not delete must stop the deliveries (I10)."""
+        return self._pending_rows > PENDING_ROWS_MAX
+
     async def room(self) -> None:
-        """Wait while too much is unsettled: a database that does not delete must stop the deliveries (I10)."""
+        """Wait while too much is unsettled."""
         await self._room.wait()
 
     def hand_over(self, turn: Turn) -> None:
@@ -140,7 +145,7 @@ class Settler:
         entry.turn.unsettled += 1
         self._pending.append(entry)
         self._pending_rows += entry.row_count
-        if self._pending_rows > PENDING_ROWS_MAX:
+        if self.is_full:
             self._room.clear()
         self.idle.clear()
         self._arrived.set()
@@ -183,7 +188,7 @@ class Settler:
                 break
         batch, self._pending = self._pending[:count], self._pending[count:]
         self._pending_rows -= rows
-        if self._pending_rows <= PENDING_ROWS_MAX:
+        if not self.is_full:
             self._room.set()
         return batch
 

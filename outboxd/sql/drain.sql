@@ -121,7 +121,7 @@ LEFT JOIN LATERAL (
 -- $4 bool          set failing shards apart: of one with a known failure only a row without id comes back
 -- $5 text          outbox
 -- $6 timestamptz[] the due time that find saw; null: read without that check
--- $7 int8[]        read only messages above this id
+-- $7 int8[]        read only messages above this id; null: all
 -- $8 ...           shards, one array a column
 -- returns          shard_number (from 1, ascending), id, category, object_identifier, payload, large_payload,
 --                  headers, scheduled_for, date_added
@@ -172,7 +172,7 @@ LEFT JOIN LATERAL (
         o.scheduled_for,
         o.date_added
     FROM {table} AS o
-    WHERE ({shard:o}, o.id) > ({shard:claimed}, claimed.after_id)
+    WHERE ({shard:o}, o.id) > ({shard:claimed}, coalesce(claimed.after_id, -9223372036854775808))
         AND ({shard:o}) <= ({shard:claimed})
         AND o.category <> ALL ($3::int4[])
         AND NOT claimed.is_failing
