@@ -93,7 +93,6 @@ class Lane:
         discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
         on_started: Called when a drainer takes a turn.
 
-    `closed` means that nothing may be started any more: the table is not what it was.
     """
 
     def __init__(
@@ -103,8 +102,31 @@ class Lane:
         self.settler = settler
         self.discard_unhandled = discard_unhandled
         self.on_started = on_started
-        self.closed = False
-        self.turns_in_progress = 0
+        self._closed: asyncio.Event | None = None
+        self._turns_in_progress = 0
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing may be started any more: the table is not what it was."""
+        return self._closed is not None
+
+    async def close(self) -> None:
+        """Let nothing be started any more, and wait for the turns in progress."""
+        self._closed = asyncio.Event()
+        if self._turns_in_progress:
+            await self._closed.wait()
+
+    def begin(self, turn: Turn) -> None:
+        """Note that a drainer takes a turn."""
+        self._turns_in_progress += 1
+        self.on_started(turn)
+
+    def end(self, turn: Turn) -> None:
+        """Note that a turn is over."""
+        self._turns_in_progress -= 1
+        self.settler.finish(turn)
+        if self._closed is not None and not self._turns_in_progress:
+            self._closed.set()
 
 
 class Drain:
@@ -145,8 +167,7 @@ class Drain:
         if work is None:
             return False
         lane, turn = work.lane, work.turn
-        lane.on_started(turn)
-        lane.turns_in_progress += 1
+        lane.begin(turn)
         turn.interrupted = True
         try:
             if lane.settler.is_full:
@@ -156,8 +177,7 @@ class Drain:
         except Exception:  # ours, not a receiver's: one shard must not end the others
             log.exception("shard.crashed", outbox=lane.outbox.name, shard=turn.claim.shard)
         finally:
-            lane.turns_in_progress -= 1
-            lane.settler.finish(turn)
+            lane.end(turn)
         return True
 
     async def drain_shard(self, lane: Lane, turn: Turn) -> None:
@@ -302,7 +322,7 @@ class Drain:
     def _must_end(self, lane: Lane, turn: Turn) -> bool:
         """Whether nothing of this turn may be started any more."""
         live = self._live
-        if live.stopping or lane.closed or not turn.claim.is_usable(time.monotonic()):
+        if live.stopping or lane.is_closed or not turn.claim.is_usable(time.monotonic()):
             return True
         return live.switches is not NOTHING_OFF and shard_off(live.switches, lane.outbox, turn.claim.shard)
 

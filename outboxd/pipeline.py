@@ -42,7 +42,6 @@ log = structlog.get_logger()
 
 SETTLE_AT_END_S_MAX = 10.0
 LOOK_AGAIN_S = 2.0
-CLOSING_PAUSE_S = 0.05
 BOUNDED_TRIES_MAX = 5
 REMAINING_PAIRS_MAX = 100_000
 
@@ -128,9 +127,7 @@ class Branch:
         except errors.SchemaError:
             # Whoever looks at the table anew must find no claim of ours, and no delivery under way.
             reading.cancel()
-            lane.closed = True
-            while lane.turns_in_progress:
-                await asyncio.sleep(CLOSING_PAUSE_S)
+            await lane.close()
             writing.cancel()
             await scheduler.let_go()
             await self.outbox.close()
