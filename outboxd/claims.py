@@ -102,6 +102,7 @@ class Claims:
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self._session: ClaimSession | None = None
+        self._closed = False
         self._lost = asyncio.Event()
         self._wakes: dict[str, Callable[[], None]] = {}
         self._heard = asyncio.Event()
@@ -135,14 +136,15 @@ class Claims:
             if isinstance(exc, Exception):
                 raise session.translate(exc, "opening the claim session") from exc
             raise
+        self._closed = False
         self._lost.clear()
         connection.add_termination_listener(lambda _: self._end(opened))
         self._session = opened
 
     async def run(self) -> None:
-        """Keep the session: ping it, look for deaths, check the listener, reopen what was lost. Never returns."""
+        """Keep the session: ping it, look for deaths, check the listener, reopen what was lost, until `close`."""
         failures = 0
-        while True:
+        while not self._closed:
             try:
                 if not self.is_open:
                     await self.open()
@@ -204,6 +206,7 @@ class Claims:
 
     async def close(self) -> None:
         """Deregister and close; every lock goes with the session."""
+        self._closed = True
         current, self._session = self._session, None
         worker_id, self.worker_id = self.worker_id, 0
         if not worker_id:

@@ -76,7 +76,8 @@ class Delivery:
     async def _bounded(self, awaitable: Awaitable[object]) -> object:
         timeout_s = self._live.drain.receiver_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
-        self._live.deadlines.add(deadline)
+        key = object()
+        self._live.deadlines[key] = deadline
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 result = await awaitable
@@ -85,7 +86,7 @@ class Delivery:
                 raise _OverdueError(timeout_s) from exc
             raise
         finally:
-            self._live.deadlines.discard(deadline)
+            del self._live.deadlines[key]
         await _absorb_cancellation()
         return result
 
@@ -101,8 +102,15 @@ class Delivery:
                 raise exc
             # The receiver cancelled itself, or was cancelled by something of its own: a failure like any other.
             return Failed(f"{receiver.name} was cancelled")
-        text = f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__
-        return Failed(f"{receiver.name} raised {text}")
+        return Failed(f"{receiver.name} raised {type(exc).__name__}{_words(exc)}")
+
+
+def _words(exc: BaseException) -> str:
+    try:
+        text = str(exc)
+    except Exception:
+        return ", whose text cannot be had"
+    return f": {text}" if text else ""
 
 
 class _OverdueError(Exception):

@@ -21,7 +21,7 @@ import structlog
 
 from outboxd import errors
 from outboxd.deliver import is_being_ended, take_back_cancellation
-from outboxd.model import Buried, Failed, Message, Outcome, ShardKey
+from outboxd.model import Buried, Failed, Message, Outcome, ShardKey, Untried
 from outboxd.options import NOTHING_OFF
 from outboxd.settle import DIED_ERROR, Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
@@ -43,44 +43,48 @@ SETTLE_SUSPECT_S_MAX = 10.0
 
 
 class Queue:
-    """Turns that wait for a drainer, in order. Closed: drainers end when it is empty."""
+    """
+    Turns that wait for a drainer: in order within an outbox, the outboxes in rotation, so that none holds up another.
+
+    An outbox whose settler is full gives no turns. Closed: drainers end when the queue is empty.
+    """
 
     def __init__(self) -> None:
-        self._turns: deque[Work] = deque()
+        self._turns: dict[Lane, deque[Turn]] = {}
         self._arrived = asyncio.Event()
         self._closed = False
 
-    def __len__(self) -> int:
-        return len(self._turns)
-
-    def put(self, work: Work) -> None:
+    def put(self, lane: Lane, turn: Turn) -> None:
         """Append a turn."""
-        self._turns.append(work)
+        self._turns.setdefault(lane, deque()).append(turn)
         self._arrived.set()
 
-    async def get(self) -> Work | None:
+    async def get(self) -> tuple[Lane, Turn] | None:
         """Take the next turn; None when the queue is closed and empty."""
-        while not self._turns:
-            if self._closed:
+        while True:
+            for lane in list(self._turns):
+                if not lane.settler.is_full or lane.is_closed:
+                    return lane, self._take(lane)
+            if self._closed and not self._turns:
                 return None
             self._arrived.clear()
             await self._arrived.wait()
-        return self._turns.popleft()
+
+    def _take(self, lane: Lane) -> Turn:
+        turns = self._turns.pop(lane)
+        turn = turns.popleft()
+        if turns:
+            self._turns[lane] = turns  # behind the others
+        return turn
+
+    def look_again(self) -> None:
+        """Let waiting drainers look whether an outbox has room again."""
+        self._arrived.set()
 
     def close(self) -> None:
         """Let the drainers end."""
         self._closed = True
         self._arrived.set()
-
-
-class Work:
-    """A turn and the lane (the outbox's own part of the pipeline) it belongs to."""
-
-    __slots__ = ("lane", "turn")
-
-    def __init__(self, lane: Lane, turn: Turn) -> None:
-        self.lane = lane
-        self.turn = turn
 
 
 class Lane:
@@ -145,6 +149,7 @@ class Drain:
         self._delivery = delivery
         self._suspects = asyncio.Lock()
         self._breath_at = 0.0
+        self._breaths = 0
         self._breath: asyncio.Future[None] | None = None
 
     async def drainer(self) -> None:
@@ -163,15 +168,13 @@ class Drain:
             self.drainers -= 1
 
     async def _take_turn(self) -> bool:
-        work = await self.queue.get()
-        if work is None:
+        taken = await self.queue.get()
+        if taken is None:
             return False
-        lane, turn = work.lane, work.turn
+        lane, turn = taken
         lane.begin(turn)
         turn.interrupted = True
         try:
-            if lane.settler.is_full:
-                await lane.settler.room()
             await self.drain_shard(lane, turn)
             turn.interrupted = False
         except Exception:  # ours, not a receiver's: one shard must not end the others
@@ -198,16 +201,17 @@ class Drain:
     async def _drain(self, lane: Lane, turn: Turn) -> None:
         ends_at = time.monotonic() + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
-        ends_now = self._must_end(lane, turn)
-        off = self._live.switches.categories
+        seen_breath = -1
+        off: frozenset[int] = frozenset()
         for number, group in enumerate(turn.groups):
-            if time.monotonic() > self._breath_at:  # nothing else has run, and changed, since the last breath
+            if time.monotonic() > self._breath_at:
                 await self._breathe(lane, turn)
-                ends_now = self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at)
+            if seen_breath != self._breaths:  # else nothing but this task has run, and nothing has changed
+                seen_breath = self._breaths
                 off = self._live.switches.categories
-            if ends_now:
-                turn.unfinished = True
-                return
+                if self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at):
+                    turn.unfinished = True
+                    return
             if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
                 continue
             outcome = await self._deliver(lane, turn, group)
@@ -232,16 +236,24 @@ class Drain:
         # Suspects go one at a time: those that were only beside the killer would otherwise be tried, and die, with it
         # again and again.
         suspect = group.known is not None and group.known.last_error == DIED_ERROR
+        if suspect and self._suspects.locked():
+            turn.postponed = True
+            return
         async with self._suspects if suspect else contextlib.nullcontext():
             moved_to = await lane.settler.prepare(turn, group)
             if moved_to is None:
                 return
-            outcome = await self._deliver(lane, turn, group)
-            lane.settler.add(Ending(turn, group, outcome, moved_to))
+            turn.committed = asyncio.Event()
+            outcome: Outcome = Untried()
+            try:
+                if not self._must_end(lane, turn):
+                    outcome = await self._deliver(lane, turn, group)
+            finally:  # a delivery that we cancel is nobody's failure
+                lane.settler.add(Ending(turn, group, outcome, moved_to))
             if isinstance(outcome, Failed):
                 self._blocks(turn, group)
             with anyio.move_on_after(SETTLE_SUSPECT_S_MAX):
-                await lane.settler.idle.wait()
+                await turn.committed.wait()
 
     def _blocks(self, turn: Turn, group: Group) -> bool:
         """Note a failure; whether it ends the drain of the shard."""
@@ -266,6 +278,7 @@ class Drain:
         await self._breath
 
     def _end_breath(self) -> None:
+        self._breaths += 1
         self._breath_at = time.monotonic() + YIELD_EVERY_S
         if self._breath is not None and not self._breath.done():
             self._breath.set_result(None)
@@ -282,7 +295,11 @@ class Drain:
             if not category.receivers:
                 turn.unhandled += 1
                 return None
-        payload = await self._late_payload(lane, group) if group.newest[LARGE] else group.newest[PAYLOAD]
+        payload = group.newest[PAYLOAD]
+        if group.newest[LARGE]:
+            payload = await self._late_payload(lane, group)
+            if self._must_end(lane, turn):
+                raise errors.StatementFailed("a stop, or a lost claim, came while the payload was read")
         try:
             message = message_of(group, turn, lane.outbox.name, category, registry, payload)
         except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes

@@ -118,15 +118,15 @@ class RetryLater(OutboxdError):  # noqa: N818  an instruction, not a fault
     """
 
     def __init__(self, delay_s: float, reason: str = "") -> None:
-        if not 0 <= delay_s <= 30 * 86_400:
+        self.delay_s = float(delay_s)
+        if not 0 <= self.delay_s <= 30 * 86_400:
             raise ValueError(f"delay_s must be between 0 and 30 days, got {delay_s!r}")
-        super().__init__(reason or f"the receiver asks for another try in {delay_s:g} s")
-        self.delay_s = delay_s
+        super().__init__(str(reason) or f"the receiver asks for another try in {self.delay_s:g} s")
 
 
 class Discard(OutboxdError):  # noqa: N818
     """Raised by a receiver to bury the message: it leaves the outbox and is kept as a dead letter."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
+        self.reason = str(reason)
+        super().__init__(self.reason)

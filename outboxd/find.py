@@ -59,6 +59,10 @@ class Finder:
         self._passing = False
         self._next_pass_at = 0.0
 
+    def look_in(self, seconds: float) -> None:
+        """Start the next pass when something becomes due, at the latest."""
+        self._next_pass_at = min(self._next_pass_at, time.monotonic() + seconds + 0.001)
+
     def due_in_s(self) -> float:
         """Tell in how many seconds there is something to look for; 0 when there is now."""
         if self._passing:
@@ -114,7 +118,13 @@ class Finder:
     async def _new(self) -> list[Candidate]:
         self._woken = False
         started_at = time.monotonic()
-        new = await self._outbox.find_new(self._id_seen or 0)
+        try:
+            new = await self._outbox.find_new(self._id_seen or 0)
+        except BaseException:
+            self._woken = True
+            raise
+        if new.due_in_s is not None:
+            self.look_in(new.due_in_s)
         if not new.candidates:  # what producers write and drain themselves may be dead there, and walked each time
             now = time.monotonic()
             self._next_new_at = now + (now - started_at) / PASS_SHARE_MAX

@@ -28,9 +28,8 @@ class Live:
         prepared: Deliveries are counted ahead, because a daemon died lately (I9).
         on_progress: Called by `beat`.
         on_failed: Called with each failed delivery and its message (None: it could not be given to a receiver).
-        deadlines: When the receivers at work must have returned, monotonic seconds.
+        deadlines: When each receiver at work must have returned, monotonic seconds.
         look_every_s_max: However long the poll interval, look so often: the watchdog is fed by finished looks.
-        progressed_at: When a loop last made progress, monotonic seconds (I13).
     """
 
     def __init__(self, drain: DrainConfig, registry: Registry) -> None:
@@ -40,9 +39,8 @@ class Live:
         self.stopping = False
         self.stopping_hard = False
         self.prepared = False
-        self.deadlines: set[float] = set()
+        self.deadlines: dict[object, float] = {}
         self.look_every_s_max = float("inf")
-        self.progressed_at = time.monotonic()
         self.on_progress: Callable[[], None] | None = None
         self.on_failed: Callable[[Failed, Message | None], None] | None = None
 
@@ -54,11 +52,10 @@ class Live:
     def is_delivering(self) -> bool:
         """Whether a receiver is at work inside its timeout."""
         now = time.monotonic()
-        return any(deadline > now for deadline in self.deadlines)
+        return any(deadline > now for deadline in self.deadlines.values())
 
     def beat(self) -> None:
         """Say that a loop made progress; the watchdog is fed from here and from nowhere else."""
-        self.progressed_at = time.monotonic()
         if self.on_progress is not None:
             self.on_progress()
 

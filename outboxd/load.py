@@ -129,7 +129,7 @@ def _read(source: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as exc:
         why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise errors.ConfigError([f"cannot read the file: {why}"], source=str(source)) from exc
-    except tomllib.TOMLDecodeError as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError, a number of 5 000 digits, a thousand brackets
         raise errors.ConfigError([f"not valid TOML: {exc}"], source=str(source)) from exc
 
 

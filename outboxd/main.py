@@ -17,7 +17,7 @@ from outboxd.load import Loaded, session_dsn
 from outboxd.once import drain_once
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
-from outboxd.stopping import EXIT_HARD_STOP, Stopper, leave
+from outboxd.stopping import EXIT_HARD_STOP, Stopper
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def run_daemon(load: Callable[[], Loaded]) -> int:
     Raises:
         ConfigError, PoolerError, FleetError: Before anything was delivered.
     """
-    return leave(_run(Daemon(load).run()))
+    return _run(Daemon(load).run())
 
 
 def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_seconds: float | None) -> int:
@@ -65,7 +65,7 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
     loaded = load()
     registry_of_run = build_registry(loaded)
     work = drain_once(loaded, registry_of_run, json_output=json_output, quiet=quiet, max_seconds=max_seconds)
-    return leave(_run(work))
+    return _run(work)
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:

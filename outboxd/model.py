@@ -78,7 +78,11 @@ class Candidate(msgspec.Struct, frozen=True):
 
 
 class KnownFailure(msgspec.Struct, frozen=True):
-    """What the failure table says of one object: `due_in_s` <= 0 means that its first message is due."""
+    """
+    What the failure table says of one object.
+
+    `message_id` is the lowest message of the group that failed; `due_in_s` <= 0 means that it is due, or gone.
+    """
 
     category: int
     object_identifier: str
@@ -86,6 +90,7 @@ class KnownFailure(msgspec.Struct, frozen=True):
     last_error: str
     due_in_s: float
     age_s: float
+    message_id: int
 
     def held_for_s(self, retry_on_new_message_s: float) -> float:
         """Seconds for which a due message does not wake the object yet; 0 when it may be tried now."""
@@ -105,5 +110,9 @@ class Buried(msgspec.Struct, frozen=True):
     reason: str
 
 
-Outcome = Failed | Buried | None
+class Untried(msgspec.Struct, frozen=True):
+    """The ending of a delivery that was counted ahead, in prepared mode, and then not made, or cancelled by us."""
+
+
+Outcome = Failed | Buried | Untried | None
 """How a delivery ended; None is success."""

@@ -7,11 +7,12 @@ while its messages are read, and before a delivery (I11).
 
 from __future__ import annotations
 
+import json
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 
 from outboxd import sql, suggest
@@ -104,17 +105,27 @@ class SwitchBoard:
         shards: set[tuple[int, str, str | None]] = set()
         for name, scope in config.scopes.items():
             key = scope.disabled_shards_option or f"outbox.disabled_shards.{name}"
-            shards |= {(scope.value, str(identifier), None) for identifier in _list_of(options, key, complaints)}
+            shards |= {(scope.value, _canonical(identifier), None) for identifier in _list_of(options, key, complaints)}
         for kind, outbox, category, scope_value, identifier, region in pauses:
             if kind == "outbox":
                 outboxes.add(outbox)
             elif kind == "category":
                 categories.add(category)
             elif kind == "shard":
-                shards.add((scope_value, identifier, region))
+                shards.add((scope_value, _canonical(identifier), region))
         if not (outboxes or categories or shards):
             return NOTHING_OFF
         return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))
+
+
+def _canonical(identifier: Any) -> str:
+    """Write an identifier as PostgreSQL does: a uuid in lower case with dashes, a whole number without a point."""
+    if isinstance(identifier, float) and identifier.is_integer():
+        return str(int(identifier))
+    try:
+        return str(uuid.UUID(str(identifier)))
+    except ValueError:
+        return str(identifier)
 
 
 def _names(options: dict[str, str], key: str, known: set[str], complaints: set[str]) -> set[str]:
@@ -125,7 +136,10 @@ def _names(options: dict[str, str], key: str, known: set[str], complaints: set[s
 
 def _list_of(options: dict[str, str], key: str, complaints: set[str]) -> list[Any]:
     """Read a list option; anything else switches nothing off, and is complained of."""
-    value = msgspec.json.decode(options.get(key, "[]"))
+    try:
+        value = json.loads(options.get(key, "[]"))
+    except (ValueError, RecursionError):
+        value = None
     if isinstance(value, list):
         return value
     complaints.add(f"{key}: expected a JSON list, got {options[key][:60]}")

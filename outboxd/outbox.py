@@ -35,11 +35,12 @@ ShardObject = tuple[ShardKey, int, Any]
 
 @dataclass(frozen=True, slots=True)
 class NewMessages:
-    """What lies above the highest id seen: due shards, the new highest id, whether there is more."""
+    """What lies above the highest id seen: due shards, the new highest id, whether there is more, when more is due."""
 
     candidates: list[Candidate]
     id_max: int
     more: bool
+    due_in_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class Outbox:
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.finding = Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
         self.reading = Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
-        self.settling = Session(dsn, name=f"settle {name}", lock_timeout_s=5, statement_timeout_s=60)
+        self.settling = Session(dsn, name=f"settle {name}", lock_timeout_s=1, statement_timeout_s=60)
 
     def scope_of(self, shard: ShardKey) -> int:
         """Tell the shard's scope number."""
@@ -101,9 +102,10 @@ class Outbox:
         """
         due_at, shard = after or (ALWAYS, self._lowest_shard())
         rows = await self._fetch(self.finding, "find_scheduled_shards", due_at, limit, *shard)
-        found: dict[int, Candidate] = {}
+        found: dict[ShardKey, Candidate] = {}
         for row in rows:
-            found.setdefault(row[1], Candidate(tuple(row)[2:], row[1], row[0]))
+            key = tuple(row)[2:]
+            found.setdefault(key, Candidate(key, row[1], row[0]))
         if len(rows) < limit:
             return list(found.values()), None
         return list(found.values()), (rows[-1][0], tuple(rows[-1])[2:])
@@ -112,9 +114,10 @@ class Outbox:
         """Look at messages with an id above *id_seen*, at most *limit* of them."""
         rows = await self._fetch(self.finding, "find_new", id_seen, limit)
         return NewMessages(
-            candidates=[Candidate(tuple(row)[4:], row[0], row[3]) for row in rows if row[3] is not None],
+            candidates=[Candidate(tuple(row)[5:], row[0], row[3]) for row in rows if row[3] is not None],
             id_max=max((row[1] for row in rows), default=id_seen),
             more=sum(row[2] for row in rows) >= limit,
+            due_in_s=min((row[4] for row in rows if row[4] is not None), default=None),
         )
 
     async def highest_id(self) -> int:
@@ -198,13 +201,37 @@ class Outbox:
         await self._fetch(self.settling, "clear_failures", self.name, *self._failure_keys(objects))
 
     async def settle_prepared(
-        self, ids: list[int], delivered: ShardObject, *, moved_to: Instant, rows_max: int
+        self,
+        ids: list[int],
+        delivered: ShardObject,
+        *,
+        moved_to: Instant,
+        rows_max: int,
+        categories_off: Sequence[int],
     ) -> None:
         """Delete in prepared mode: forget the failure counted ahead, make the rest of the shard due again."""
         async with self.settling.transaction(f"settle_prepared on outbox {self.name}") as fetch:
             await fetch(self._sql["delete_messages"], ids)
             await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([delivered]))
-            await fetch(self._sql["put_back"], moved_to, rows_max, *delivered[0])
+            await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *delivered[0])
+
+    async def undo_prepared(
+        self,
+        subject: ShardObject,
+        known: KnownFailure | None,
+        *,
+        moved_to: Instant,
+        rows_max: int,
+        categories_off: Sequence[int],
+    ) -> None:
+        """Take back, in prepared mode, the failure that was counted ahead of a delivery which was not made."""
+        if known is None:
+            await self.settle_prepared([], subject, moved_to=moved_to, rows_max=rows_max, categories_off=categories_off)
+            return
+        async with self.settling.transaction(f"undo_prepared on outbox {self.name}") as fetch:
+            key = self._failure_key(*subject)
+            await fetch(self._sql["restore_failure"], self.name, known.last_error, known.attempts, *key)
+            await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *subject[0])
 
     async def prepare_next_from_shard(
         self,
@@ -244,9 +271,32 @@ class Outbox:
         key = self._failure_key(shard, category, object_identifier)
         await self._fetch(self.settling, "record_error", self.name, _storable(error), *key)
 
-    async def bury(self, ids: list[int], *, attempts: int, reason: str, by: str) -> int:
-        """Move messages to the dead letters; returns how many there were."""
-        rows = await self._fetch(self.settling, "bury", self.name, ids, attempts, _storable(reason), by)
+    async def bury(
+        self,
+        ids: list[int],
+        subject: ShardObject,
+        *,
+        attempts: int,
+        reason: str,
+        by: str,
+        moved_to: Instant | None,
+        rows_max: int,
+        categories_off: Sequence[int],
+    ) -> int:
+        """
+        Move messages to the dead letters; in the same transaction forget their failure.
+
+        In prepared mode *moved_to* is where the shard was moved to: the rest is due again.
+
+        Returns:
+            How many were buried; 0 (and nothing else is done) when somebody else has taken them.
+        """
+        async with self.settling.transaction(f"bury on outbox {self.name}") as fetch:
+            rows = await fetch(self._sql["bury"], self.name, ids, attempts, _storable(reason), by)
+            if rows[0][0]:
+                await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([subject]))
+                if moved_to is not None:
+                    await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *subject[0])
         return int(rows[0][0])
 
     async def close(self) -> None:
@@ -287,6 +337,14 @@ def _renderer(table: Table, schema: str) -> sql.Renderer:
     def value(column: str, first: str) -> str:
         return f"${int(first) + positions[column]}::{table.shard_columns[column]}"
 
+    def is_shard(argument: str) -> str:
+        # `<alias>_<alias>` or `<alias>_<number of the first parameter>`. See the head of drain.sql for the ANY.
+        alias, other = argument.split("_")
+        first, *rest = columns
+        wanted = {c: value(c, other) if other.isdigit() else f"{other}.{sql.quote(c)}" for c in columns}
+        conditions = [f"{alias}.{sql.quote(first)} = ANY (ARRAY[{wanted[first]}])"]
+        return " AND ".join(conditions + [f"{alias}.{sql.quote(c)} = {wanted[c]}" for c in rest])
+
     def lock_key(alias: str) -> str:
         # The one expression that makes a shard's lock key. The table's oid keeps outboxes apart; the server resolves
         # it, so that a daemon which was started before the table was swapped agrees with one that came later.
@@ -298,6 +356,7 @@ def _renderer(table: Table, schema: str) -> sql.Renderer:
             "table": table.name,
             "schema": sql.quote(schema),
             "lock_key": lock_key,
+            "is_shard": is_shard,
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
             "region_or_null": lambda alias: f"{alias}.region_name" if region else "NULL",
             "region_value_text": lambda first: f"{value('region_name', first)}::text" if region else "''",

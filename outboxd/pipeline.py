@@ -14,9 +14,10 @@ import asyncio
 from typing import TYPE_CHECKING
 
 import anyio
+import msgspec
 import structlog
 
-from outboxd import errors, session
+from outboxd import errors, schedule, session, settle
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
 from outboxd.drain import Drain, Lane
@@ -62,6 +63,8 @@ class Branch:
         self.outbox: Outbox | None = None
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
+        self.settled = settle.Counters()
+        self.claimed = schedule.Counters()
         self.error: errors.OutboxdError | None = None
 
     async def run(self, background: TaskGroup) -> None:
@@ -91,7 +94,7 @@ class Branch:
         except Exception as exc:
             raise session.translate(exc, f"inspecting outbox {self.config.name}") from exc
         finally:
-            await connection.close(timeout=5)
+            await session.close_quietly(connection)
 
     async def _drain_table(self, table: Table, background: TaskGroup) -> None:
         pipeline = self._pipeline
@@ -103,9 +106,17 @@ class Branch:
             live=live,
             on_claimed=lambda claim, candidate: reader.put(claim, candidate),
             bounded=self.bounded,
+            counters=self.claimed,
         )
         self.scheduler = scheduler
-        self.settler = Settler(self.outbox, live, on_settled=scheduler.settled)
+        self.settler = Settler(
+            self.outbox,
+            live,
+            on_settled=scheduler.settled,
+            on_room=pipeline.drain.queue.look_again,
+            counters=self.settled,
+        )
+        self.settler.gives_up = self.bounded is not None
 
         def started(turn: Turn) -> None:
             reader.started(turn)
@@ -251,16 +262,15 @@ class Pipeline:
         """Take over what may change while running: `[drain]`, scopes, categories."""
         self.live.drain = config.drain
         self.live.registry = registry
-        self.switchboard.config = config
+        # Which outboxes there are needs a restart; their switches must not be lost with a name that is gone.
+        self.switchboard.config = msgspec.structs.replace(config, outbox=self.config.outbox)
         self._start_drainers()
-        for branch in self.branches:
-            if branch.scheduler is not None:
-                branch.scheduler.look_again()
+        self._look_again()
 
     def totals(self) -> dict[str, int]:
         """Count since the start: deliveries, rows retired by them, failures, burials, claims."""
-        settled = [branch.settler.counters for branch in self.branches if branch.settler is not None]
-        claimed = [branch.scheduler.counters for branch in self.branches if branch.scheduler is not None]
+        settled = [branch.settled for branch in self.branches]
+        claimed = [branch.claimed for branch in self.branches]
         return {
             "delivered": sum(c.delivered for c in settled),
             "retired": sum(c.retired for c in settled),
@@ -283,9 +293,14 @@ class Pipeline:
                     branches.start_soon(branch.run, background)
             self.drain.queue.close()
 
+    def _look_again(self) -> None:
+        for branch in self.branches:
+            if branch.scheduler is not None:
+                branch.scheduler.look_again()
+
     def _start_drainers(self) -> None:
         """Bring the drainers up to `concurrency`; those above it end after their turn."""
-        if self._drainers is not None:
+        if self._drainers is not None and not self.live.stopping and not self.drained.is_set():
             for _ in range(self.live.drain.concurrency - self.drain.drainers):
                 self.drain.drainers += 1
                 self._drainers.start_soon(self.drain.drainer)
@@ -295,7 +310,7 @@ class Pipeline:
         try:
             await require_schema(connection, self.config)
         finally:
-            await connection.close(timeout=5)
+            await session.close_quietly(connection)
 
     async def _count_remaining(self) -> None:
         for branch in self.branches:
@@ -315,4 +330,6 @@ class Pipeline:
 
     async def _refresh(self) -> None:
         await self.switchboard.refresh()
-        self.live.switches = self.switchboard.now
+        if self.live.switches != self.switchboard.now:
+            self.live.switches = self.switchboard.now
+            self._look_again()

@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outboxd import errors
-from outboxd.drain import Drain, Lane, Work
 from outboxd.model import Candidate
-from outboxd.turn import CATEGORY, ID, OBJECT, PAYLOAD, SHARD_NUMBER, Group, Turn, coalesce
+from outboxd.schedule import REST_S_MAX
+from outboxd.turn import CATEGORY, HEADERS, ID, OBJECT, PAYLOAD, SHARD_NUMBER, Group, Turn, coalesce
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.claims import Claim
+    from outboxd.drain import Drain, Lane
     from outboxd.live import Live
     from outboxd.model import KnownFailure
     from outboxd.schedule import Scheduler
@@ -34,9 +35,8 @@ READ_SHARDS_MAX = 400
 READ_ROWS_MAX = 5_000
 READ_ROWS_MIN = 500
 WEIGHT_AHEAD_MAX = 10_000
-"""What is read ahead of the drainers: a message weighs 1, and 1 more for each 2 kB of payload. About 30 MB at most."""
-PAYLOAD_CHARACTERS_PER_WEIGHT = 2_000
-PAUSE_S = 0.5
+"""What is read ahead of the drainers: a message weighs 1, and 1 more for each 2 kB of its payload and headers."""
+CHARACTERS_PER_WEIGHT = 2_000
 
 Claimed = tuple["Claim", "Candidate"]
 
@@ -83,11 +83,28 @@ class Reader:
             batch = [self._unread.popleft() for _ in range(min(READ_SHARDS_MAX, len(self._unread)))]
             try:
                 await self._read(batch)
+            except errors.StatementFailed as exc:
+                await self._read_one_by_one(batch, exc)
             except errors.OutboxdError as exc:
-                log.warning("outbox.unread", outbox=self._lane.outbox.name, shards=len(batch), error=str(exc))
                 for claim, candidate in batch:
                     self._scheduler.retry(claim, candidate)
-                await asyncio.sleep(PAUSE_S)
+                self._scheduler.report(exc)
+
+    async def _read_one_by_one(self, batch: list[Claimed], exc: errors.OutboxdError) -> None:
+        """Find the shards that cannot be read (a damaged row, a wrong encoding): they must not stop the others."""
+        for claimed in batch if len(batch) > 1 else []:
+            one = [claimed]
+            try:
+                await self._read(one)
+            except errors.OutboxdError as own:
+                self._give_up(one, own)
+        if len(batch) == 1:
+            self._give_up(batch, exc)
+
+    def _give_up(self, batch: list[Claimed], exc: errors.OutboxdError) -> None:
+        for claim, _ in batch:
+            log.warning("shard.unreadable", outbox=self._lane.outbox.name, shard=claim.shard, error=str(exc))
+            self._scheduler.fail(claim)
 
     async def _read(self, batch: list[Claimed]) -> None:
         """Read a batch of claims; those that lead on are taken out of it, the others are given back if this fails."""
@@ -165,13 +182,14 @@ class Reader:
             if cut:  # so many held messages that what lies behind them was not seen
                 self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
             else:
-                self._scheduler.drop(claim, rest_s)
+                # Where categories are off, all that is left may be theirs: it must not be read over and over.
+                self._scheduler.drop(claim, REST_S_MAX if self._live.switches.categories else rest_s)
             return
-        payload_characters = sum(len(row[PAYLOAD]) for row in rows if row[PAYLOAD] is not None)
-        weight = len(rows) + payload_characters // PAYLOAD_CHARACTERS_PER_WEIGHT
+        characters = sum(len(row[PAYLOAD] or "") + len(row[HEADERS] or "") for row in rows)
+        weight = len(rows) + characters // CHARACTERS_PER_WEIGHT
         self._row_weight = weight / len(rows)
         self._weight_ahead += weight
-        self._drain.queue.put(Work(self._lane, Turn(claim, self._lane.outbox, groups, weight=weight, unfinished=cut)))
+        self._drain.queue.put(self._lane, Turn(claim, self._lane.outbox, groups, weight=weight, unfinished=cut))
 
     def _without_held(self, groups: list[Group], failures: list[KnownFailure]) -> tuple[list[Group], float]:
         """
@@ -181,10 +199,14 @@ class Reader:
             The groups to deliver, and the seconds until the first of the others may be tried.
         """
         by_object = {(f.category, f.object_identifier): f for f in failures}
+        apart = self._live.registry.apart
         free, rests = [], []
         for group in groups:
-            group.known = by_object.get((group.newest[CATEGORY], str(group.newest[OBJECT])))
-            held_for_s = group.known.held_for_s(self._live.drain.retry_on_new_message_s) if group.known else 0.0
+            known = by_object.get((group.newest[CATEGORY], str(group.newest[OBJECT])))
+            # Of messages that stand apart the failure is one's own; the object waits as a whole.
+            if known is not None and (group.newest[CATEGORY] not in apart or known.message_id in group.ids):
+                group.known = known
+            held_for_s = known.held_for_s(self._live.drain.retry_on_new_message_s) if known else 0.0
             if held_for_s > 0:
                 rests.append(held_for_s)
             else:

@@ -11,6 +11,7 @@ lock table is not filled (2 000 at once ended in `out of shared memory` on a def
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import structlog
 from outboxd import errors
 from outboxd.drain import shard_off
 from outboxd.find import Finder
-from outboxd.model import Candidate
+from outboxd.model import Candidate, ShardKey
 
 if TYPE_CHECKING:
     from outboxd.claims import Claim, Claims
@@ -39,33 +40,33 @@ RESTING_MAX = 100_000
 REST_S_MAX = 5.0
 DRAINS_MAX = 10
 PAUSE_S_MAX = 5.0
+POSTPONED_S = 0.5
 BOUNDED_FAILURES_MAX = 6
 
 
 @dataclass(slots=True)
 class Counters:
-    """Counted since the start: shards claimed, and lost to other drainers; shards claimed in the last round."""
+    """Counted since the start: shards claimed, and lost to other drainers."""
 
     claimed: int = 0
     lost: int = 0
-    last_round: int = 0
 
 
 @dataclass(slots=True)
 class BoundedRun:
     """
-    What a run that ends by itself (`--once`) remembers of its shards, by lock key.
+    What a run that ends by itself (`--once`) remembers of its shards.
 
     A shard that failed, was lost or is at rest is not tried again; one is drained at most ten times, because
     receivers may write messages. `exhausted` holds those that were still due then; `rounds` counts passes that found
     something, of which `rounds_max` may be made.
     """
 
-    drains: dict[int, int] = field(default_factory=dict)
-    closed: set[int] = field(default_factory=set)
-    failed: set[int] = field(default_factory=set)
-    skipped: set[int] = field(default_factory=set)
-    exhausted: set[int] = field(default_factory=set)
+    drains: dict[ShardKey, int] = field(default_factory=dict)
+    closed: set[ShardKey] = field(default_factory=set)
+    failed: set[ShardKey] = field(default_factory=set)
+    skipped: set[ShardKey] = field(default_factory=set)
+    exhausted: set[ShardKey] = field(default_factory=set)
     claimed_in_pass: int = 0
     passes: int = 0
     rounds: int = 0
@@ -75,14 +76,19 @@ class BoundedRun:
         """Whether the shard may be drained (again) in this run."""
         if candidate.due_at is None:
             return True  # the same drain goes on
-        if candidate.lock_key in self.closed:
+        if candidate.shard in self.closed:
             return False
-        drains = self.drains.get(candidate.lock_key, 0) + 1
+        drains = self.drains.get(candidate.shard, 0) + 1
         if drains > DRAINS_MAX:
-            self.exhausted.add(candidate.lock_key)
+            self.exhausted.add(candidate.shard)
             return False
-        self.drains[candidate.lock_key] = drains
+        self.drains[candidate.shard] = drains
         return True
+
+
+def _is_debug() -> bool:
+    """Tell whether a line for each shard is wanted; a filtered one costs a tenth of what a small shard does."""
+    return bool(structlog.get_logger().is_enabled_for(logging.DEBUG))
 
 
 class Pace:
@@ -118,6 +124,7 @@ class Scheduler:
             or `drop`.
         live: Settings and switches, as they are now.
         bounded: Set for a run that ends by itself.
+        counters: Where to count.
     """
 
     def __init__(
@@ -128,6 +135,7 @@ class Scheduler:
         live: Live,
         on_claimed: Callable[[Claim, Candidate], None],
         bounded: BoundedRun | None,
+        counters: Counters,
     ) -> None:
         self._outbox = outbox
         self._claims = claims
@@ -135,13 +143,16 @@ class Scheduler:
         self._live = live
         self.bounded = bounded
         self.finder = Finder(outbox, live)
-        self.counters = Counters()
+        self.counters = counters
         self._held: dict[int, Claim] = {}
         self._found: deque[Candidate] = deque()
         self._revisit: deque[Candidate] = deque()
         self._releasing: list[Claim] = []
-        self._resting: dict[int, float] = {}
+        self._resting: dict[ShardKey, float] = {}
         self._looked_at = 0.0
+        self._failures = 0
+        self._reported: errors.OutboxdError | None = None
+        self._logs_turns = _is_debug()
         self._ahead = 0
         self._kick_at = 0
         self._pace = Pace()
@@ -154,7 +165,6 @@ class Scheduler:
         Raises:
             SchemaError: The table is missing or has changed; it must be looked at again.
         """
-        failures = 0
         while not self._live.stopping:
             self._kick.clear()
             try:
@@ -163,14 +173,15 @@ class Scheduler:
             except errors.SchemaError:
                 raise
             except errors.OutboxdError as exc:
-                failures += 1
-                self._complain(exc, failures)
-                if self.bounded is not None and failures > BOUNDED_FAILURES_MAX:
+                self._failures += 1
+                self._complain(exc)
+                if self.bounded is not None and self._failures > BOUNDED_FAILURES_MAX:
                     raise
                 self._live.beat()  # a look that ended in an error has ended, too
-                await self._rest(min(PAUSE_S_MAX, 0.05 * 2**failures))
+                await self._rest(min(PAUSE_S_MAX, 0.05 * 2**self._failures))
                 continue
-            failures = 0 if worked else failures
+            if not self._held:  # with claims held it is their reading that may fail
+                self._failures = 0
             if self._has_progressed():
                 self._live.beat()
             if worked:
@@ -180,7 +191,9 @@ class Scheduler:
             await self._rest(self._rest_s())
 
     def look_again(self) -> None:
-        """Start the next pass now: the settings have changed."""
+        """Start the next pass now: settings or switches have changed."""
+        self._logs_turns = _is_debug()
+        self._resting.clear()
         self.finder.restart()
         self._kick.set()
 
@@ -196,6 +209,7 @@ class Scheduler:
     def started(self, _turn: Turn) -> None:
         """Note that a drainer has taken a turn: there is room for another claim."""
         self._ahead -= 1
+        self._failures = 0
         self._pace.tick()
         if self._ahead <= self._kick_at:
             self._kick.set()
@@ -204,25 +218,44 @@ class Scheduler:
         """Take back the claim of a turn that is over, with everything of it committed."""
         claim = turn.claim
         if turn.unreadable or turn.interrupted:
-            self._rest_shard(claim.lock_key, REST_S_MAX)
-        elif turn.unfinished:
+            self._rest_shard(claim.shard, REST_S_MAX)
+        elif turn.postponed:
+            self._rest_shard(claim.shard, POSTPONED_S)
+        elif turn.unfinished and claim.session.alive:  # of a lost claim others may have moved the rest
             claim.again = Candidate(claim.shard, claim.lock_key, None)
-        if self.bounded is not None and turn.failed:
-            self.bounded.failed.add(claim.lock_key)
-            self.bounded.closed.add(claim.lock_key)
+        if turn.retry_in_s is not None:
+            self.finder.look_in(turn.retry_in_s)
+        if self.bounded is not None and (turn.failed or turn.unreadable or turn.interrupted):
+            self.bounded.failed.add(claim.shard)
+            self.bounded.closed.add(claim.shard)
+        if turn.rows_retired and self._logs_turns:
+            log.debug(
+                "shard.drained", outbox=self._outbox.name, shard=[str(p) for p in claim.shard], rows=turn.rows_retired
+            )
         self._give_back(claim)
 
     def drop(self, claim: Claim, rest_s: float = 0.0) -> None:
         """Give back a claim that led to no turn; with *rest_s*, leave its shard alone for so long."""
         self._ahead -= 1
         if rest_s > 0:
-            self._rest_shard(claim.lock_key, rest_s)
+            self._rest_shard(claim.shard, rest_s)
         self._give_back(claim)
 
     def retry(self, claim: Claim, candidate: Candidate) -> None:
-        """Give back a claim whose messages could not be read, and look at its shard again."""
+        """Give back a claim and look at its shard again."""
         claim.again = candidate
         self.drop(claim)
+
+    def fail(self, claim: Claim) -> None:
+        """Give back a claim whose messages cannot be read at all, and leave its shard alone for a while."""
+        if self.bounded is not None:
+            self.bounded.failed.add(claim.shard)
+        self.drop(claim, REST_S_MAX)
+
+    def report(self, exc: errors.OutboxdError) -> None:
+        """Take the error of a reader: a table that cannot be read is as good as one that cannot be searched."""
+        self._reported = exc
+        self._kick.set()
 
     def _give_back(self, claim: Claim) -> None:
         self._releasing.append(claim)
@@ -247,6 +280,9 @@ class Scheduler:
 
     async def _step(self) -> bool:
         """Look for shards, and claim as many shards as there is room for; False when there is nothing to do now."""
+        if self._reported is not None:
+            reported, self._reported = self._reported, None
+            raise reported
         if not self._claims.is_open:
             raise errors.StoreUnavailable("the claim session is lost")
         room = self._room()
@@ -277,10 +313,9 @@ class Scheduler:
     def _count(self, wanted: dict[int, Candidate], claims: list[Claim]) -> None:
         self.counters.claimed += len(claims)
         self.counters.lost += len(wanted) - len(claims)
-        self.counters.last_round = len(claims)
         if self.bounded is not None:
             self.bounded.claimed_in_pass += len(claims)
-            self.bounded.closed |= wanted.keys() - {claim.lock_key for claim in claims}
+            self.bounded.closed |= {c.shard for c in wanted.values()} - {claim.shard for claim in claims}
 
     def _take(self, room: int) -> dict[int, Candidate]:
         """Take up to *room* candidates with distinct lock keys that may be claimed now; found ones first."""
@@ -298,21 +333,21 @@ class Scheduler:
     def _may_claim(self, candidate: Candidate, switches: Switches) -> bool:
         if shard_off(switches, self._outbox, candidate.shard):
             if self.bounded is not None:
-                self.bounded.skipped.add(candidate.lock_key)
+                self.bounded.skipped.add(candidate.shard)
             return False
-        if self._resting and self._resting.get(candidate.lock_key, 0.0) > time.monotonic():
+        if self._resting and self._resting.get(candidate.shard, 0.0) > time.monotonic():
             return False
         return self.bounded is None or self.bounded.admits(candidate)
 
-    def _rest_shard(self, lock_key: int, rest_s: float) -> None:
+    def _rest_shard(self, shard: ShardKey, rest_s: float) -> None:
         """Do not look at a held shard again and again; a few seconds at most, in case somebody makes it due."""
         if len(self._resting) >= RESTING_MAX:
             now = time.monotonic()
             self._resting = {key: until for key, until in self._resting.items() if until > now}
         if len(self._resting) < RESTING_MAX:
-            self._resting[lock_key] = time.monotonic() + min(rest_s, REST_S_MAX)
+            self._resting[shard] = time.monotonic() + min(rest_s, REST_S_MAX)
         if self.bounded is not None:
-            self.bounded.closed.add(lock_key)
+            self.bounded.closed.add(shard)
 
     def _room(self) -> int:
         allowed = max(self._ahead_min(), min(CLAIMS_AHEAD_MAX, self._pace.recent()))
@@ -360,8 +395,9 @@ class Scheduler:
         except TimeoutError:
             return
 
-    def _complain(self, exc: errors.OutboxdError, failures: int) -> None:
+    def _complain(self, exc: errors.OutboxdError) -> None:
         """Say it at the first failure, then ever more rarely."""
+        failures = self._failures
         if failures & (failures - 1) == 0:
             log.warning(
                 "outbox.unavailable", outbox=self._outbox.name, error=str(exc), hint=exc.hint or None, failures=failures

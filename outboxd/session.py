@@ -46,8 +46,9 @@ HOT_SETTINGS = {
 _AUTHENTICATION_CLASS = "28"
 _UNKNOWN_DATABASE = "3D000"
 _UNSUPPORTED_STARTUP_PARAMETER = "08P01"
+_READ_ONLY = "25006"
 _UNAVAILABLE = {
-    "25006",  # read-only transaction: a standby that has not been promoted yet
+    _READ_ONLY,  # read-only transaction: a standby that has not been promoted yet
     "53300",  # too many connections
     "57P01",  # the administrator ended the session
     "57P02",
@@ -130,10 +131,18 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
         if exc.sqlstate == _UNSUPPORTED_STARTUP_PARAMETER and "startup parameter" in str(exc):
             raise pooler_error() from exc
         raise translate(exc, "connecting to the database") from exc
-    except (OSError, asyncpg.InterfaceError, TimeoutError, ValueError) as exc:
+    except Exception as exc:
         raise translate(exc, "connecting to the database") from exc
     _keep_alive(connection)
     return connection
+
+
+async def close_quietly(connection: asyncpg.Connection) -> None:
+    """Say goodbye, for at most two seconds; whatever goes wrong with that is of no consequence."""
+    try:
+        await connection.close(timeout=2)
+    except Exception:
+        connection.terminate()
 
 
 def pooler_error() -> errors.PoolerError:
@@ -228,6 +237,8 @@ class Session:
                 yield connection
             except asyncpg.PostgresError as exc:
                 self._drop_unless_idle()
+                if exc.sqlstate == _READ_ONLY:  # a standby, where several hosts are named: another may be the primary
+                    self.terminate()
                 raise translate(exc, doing) from exc
             except Exception as exc:
                 self.terminate()
@@ -239,6 +250,9 @@ class Session:
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             connection = await connect(self._dsn(), name=self._name, settings=self._settings)
+            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+                connection.terminate()
+                raise errors.StoreUnavailable("the database is a standby (in recovery): nothing can be done on it")
             # A datetime costs 0.48 of the 1.6 µs that a message takes to decode, and most are only compared.
             await connection.set_type_codec(
                 "timestamptz", schema="pg_catalog", format="tuple", encoder=_as_tuple, decoder=itemgetter(0)
@@ -255,8 +269,7 @@ class Session:
     async def close(self) -> None:
         """Say goodbye, for at most two seconds."""
         if self._connection is not None:
-            with contextlib.suppress(Exception):
-                await self._connection.close(timeout=2)
+            await close_quietly(self._connection)
             self._connection = None
 
     def _drop_unless_idle(self) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from outboxd import backoff, errors
-from outboxd.model import Buried, Failed, Instant, Outcome, datetime_of
+from outboxd.model import Buried, Failed, Instant, Outcome, Untried, datetime_of
 from outboxd.outbox import FailedObject
 from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
 
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-PENDING_ROWS_MAX = 20_000
+UNSETTLED_ROWS_MAX = 20_000
 BATCH_ROWS_MAX = 10_000
 RETRY_PAUSE_S_MAX = 5.0
-DEFER_S = 1.0
+DEFER_S = 0.25
+DEFER_S_MAX = 30.0
+DEFERRALS_MAX = 4
 DIED_ERROR = "the process died while this message was being delivered"
 
 
@@ -103,31 +105,39 @@ class Settler:
         outbox: Whose messages these are.
         live: How much one failure reschedules at most, and what is switched off.
         on_settled: Called with each turn that is over and has nothing unsettled.
+        on_room: Called when there is room again after `is_full`.
+        counters: Where to count.
     """
 
-    def __init__(self, outbox: Outbox, live: Live, *, on_settled: Callable[[Turn], None]) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        live: Live,
+        *,
+        on_settled: Callable[[Turn], None],
+        on_room: Callable[[], None],
+        counters: Counters,
+    ) -> None:
         self._outbox = outbox
         self._live = live
         self._on_settled = on_settled
+        self._on_room = on_room
         self._pending: list[Entry] = []
-        self._pending_rows = 0
+        self._unsettled_rows = 0
         self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._room.set()
         self._deferred = 0
+        self.gives_up = False
+        """In a bounded run: give up what the database refuses again and again, and keep the last `error`."""
+        self.error: errors.OutboxdError | None = None
         self.idle = asyncio.Event()
         self.idle.set()
-        self.counters = Counters()
+        self.counters = counters
         self._by = f"outboxd {os.getpid()}@{socket.gethostname()}"
 
     @property
     def is_full(self) -> bool:
         """Whether too much is unsettled: a database that does not delete must stop the deliveries (I10)."""
-        return self._pending_rows > PENDING_ROWS_MAX
-
-    async def room(self) -> None:
-        """Wait while too much is unsettled."""
-        await self._room.wait()
+        return self._unsettled_rows > UNSETTLED_ROWS_MAX
 
     def hand_over(self, turn: Turn) -> None:
         """Take the groups that a turn has delivered so far."""
@@ -144,9 +154,7 @@ class Settler:
     def _put(self, entry: Entry) -> None:
         entry.turn.unsettled += 1
         self._pending.append(entry)
-        self._pending_rows += entry.row_count
-        if self.is_full:
-            self._room.clear()
+        self._unsettled_rows += entry.row_count
         self.idle.clear()
         self._arrived.set()
 
@@ -187,9 +195,6 @@ class Settler:
             if rows >= BATCH_ROWS_MAX:
                 break
         batch, self._pending = self._pending[:count], self._pending[count:]
-        self._pending_rows -= rows
-        if not self.is_full:
-            self._room.set()
         return batch
 
     async def _write_until_done(self, batch: list[Entry]) -> None:
@@ -200,27 +205,36 @@ class Settler:
                 await self._write(batch)
             except errors.StoreUnavailable as exc:
                 failures += 1
+                self._live.beat()  # an attempt that ended in an error has ended, too
                 log.warning("settle.retried", outbox=self._outbox.name, endings=len(batch), error=str(exc))
                 await asyncio.sleep(min(RETRY_PAUSE_S_MAX, 0.05 * 2**failures))
-            except errors.OutboxdError as exc:
+            except Exception as exc:
+                self._live.beat()
                 await self._set_aside(batch, exc)
                 return
 
-    async def _set_aside(self, batch: list[Entry], exc: errors.OutboxdError) -> None:
+    async def _set_aside(self, batch: list[Entry], exc: Exception) -> None:
         """Split a refused batch (a row is locked, say) by shard, so that one does not keep the others."""
         turns = {id(entry.turn) for entry in batch}
         if len(turns) > 1:
             for one in turns:
                 await self._write_until_done([entry for entry in batch if id(entry.turn) == one])
             return
+        turn = batch[0].turn
+        turn.deferrals += 1
         log.warning("settle.deferred", outbox=self._outbox.name, endings=len(batch), error=str(exc))
+        if self.gives_up and turn.deferrals > DEFERRALS_MAX:
+            self.error = exc if isinstance(exc, errors.OutboxdError) else errors.StatementFailed(str(exc))
+            for entry in batch:
+                self._settled(entry)
+            return
         self._deferred += 1
-        asyncio.get_running_loop().call_later(DEFER_S, self._resume, batch)
+        pause_s = min(DEFER_S_MAX, DEFER_S * 2**turn.deferrals)
+        asyncio.get_running_loop().call_later(pause_s, self._resume, batch)
 
     def _resume(self, batch: list[Entry]) -> None:
         self._deferred -= 1
         self._pending[:0] = batch
-        self._pending_rows += sum(entry.row_count for entry in batch)
         self._arrived.set()
 
     async def _write(self, batch: list[Entry]) -> None:
@@ -234,22 +248,35 @@ class Settler:
             batch[:] = others
             for entry in done:
                 self._count(entry.turn, entry.calls, entry.row_count)
-                self._settled(entry.turn)
+                self._settled(entry)
             self._live.beat()
         for ending in others:
             await self._write_one(ending)
             batch.pop(0)
-            self._settled(ending.turn)
+            self._settled(ending)
             self._live.beat()
 
     async def _write_one(self, ending: Ending) -> None:
-        if isinstance(ending.outcome, Buried):
+        if isinstance(ending.outcome, Untried):
+            if ending.moved_to is not None:
+                await self._outbox.undo_prepared(
+                    ending.subject,
+                    ending.group.known,
+                    moved_to=ending.moved_to,
+                    rows_max=self._live.drain.backoff_rows_max,
+                    categories_off=list(self._live.switches.categories),
+                )
+        elif isinstance(ending.outcome, Buried):
             await self._bury(ending, ending.outcome.reason)
         elif isinstance(ending.outcome, Failed):
             await self._fail(ending, ending.outcome)
         elif ending.moved_to is not None:
             await self._outbox.settle_prepared(
-                ending.group.ids, ending.subject, moved_to=ending.moved_to, rows_max=self._live.drain.backoff_rows_max
+                ending.group.ids,
+                ending.subject,
+                moved_to=ending.moved_to,
+                rows_max=self._live.drain.backoff_rows_max,
+                categories_off=list(self._live.switches.categories),
             )
             self._count(ending.turn, 1, ending.row_count)
 
@@ -260,7 +287,7 @@ class Settler:
             attempts, next_at = await self._reschedule(ending.turn, ending.group, failed)
         else:
             await self._outbox.record_error(*ending.subject, failed.error)
-        self.counters.failures += 1
+        self.counters.failures += attempts is not None
         log.warning(
             "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
             **self._described(ending),
@@ -271,15 +298,18 @@ class Settler:
 
     async def _bury(self, ending: Ending, reason: str) -> None:
         group = ending.group
-        buried = await self._outbox.bury(group.ids, attempts=group.attempt, reason=reason, by=self._by)
+        buried = await self._outbox.bury(
+            group.ids,
+            ending.subject,
+            attempts=group.attempt,
+            reason=reason,
+            by=self._by,
+            moved_to=ending.moved_to,
+            rows_max=self._live.drain.backoff_rows_max,
+            categories_off=list(self._live.switches.categories),
+        )
         if not buried:  # somebody else moves or deletes them at this moment: they are read again
             return
-        if ending.moved_to is not None:
-            await self._outbox.settle_prepared(
-                [], ending.subject, moved_to=ending.moved_to, rows_max=self._live.drain.backoff_rows_max
-            )
-        elif group.known is not None:
-            await self._outbox.clear_failures([ending.subject])
         self.counters.buried += 1
         log.warning("message.buried", **self._described(ending), rows=buried, reason=reason)
 
@@ -300,10 +330,12 @@ class Settler:
         scheduled_from = await self._outbox.read_scheduled_from(oldest[ID])
         if scheduled_from is None:
             return None, scheduled_for
+        delay = backoff.next_schedule(datetime_of(scheduled_from), datetime_of(scheduled_for), outcome.retry_later_s)
+        turn.retry_in_s = delay.total_seconds()
         failed = FailedObject(turn.claim.shard, oldest[CATEGORY], oldest[OBJECT], oldest[ID], scheduled_for)
         return await self._outbox.prepare_next_from_shard(
             failed,
-            delay=backoff.next_schedule(datetime_of(scheduled_from), datetime_of(scheduled_for), outcome.retry_later_s),
+            delay=delay,
             error=outcome.error,
             rows_max=self._live.drain.backoff_rows_max,
             only_ids=None if self._live.blocks(oldest[CATEGORY]) else _ids_of_object(turn, group),
@@ -315,7 +347,14 @@ class Settler:
         self.counters.delivered += calls
         self.counters.retired += rows
 
-    def _settled(self, turn: Turn) -> None:
+    def _settled(self, entry: Entry) -> None:
+        turn = entry.turn
         turn.unsettled -= 1
+        was_full = self.is_full
+        self._unsettled_rows -= entry.row_count
+        if was_full and not self.is_full:
+            self._on_room()
+        if turn.committed is not None and not turn.unsettled:
+            turn.committed.set()
         if turn.over and not turn.unsettled:
             self._on_settled(turn)

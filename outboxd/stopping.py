@@ -12,7 +12,6 @@ import asyncio
 import os
 import signal
 import sys
-import threading
 from typing import TYPE_CHECKING, NoReturn
 
 import anyio
@@ -84,13 +83,6 @@ class Stopper:
         if self.stopping.is_set():
             self._hard.set()
         self.stop()
-
-
-def leave(code: int) -> int:
-    """Return *code*; or end at once if a receiver that was given up runs on in a thread, which Python would await."""
-    if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
-        exit_now(code)
-    return code
 
 
 def exit_now(code: int) -> NoReturn:

@@ -7,6 +7,7 @@ others waiting.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -82,7 +83,8 @@ class Turn:
     One turn of one claimed shard.
 
     `unfinished` means that the shard may hold more than was read or delivered; `unreadable` that a delivery could not
-    even be tried; `interrupted` that the turn did not come to its own end. `delivered` gathers groups until they are
+    even be tried; `interrupted` that the turn did not come to its own end; `postponed` that it should come again soon;
+    `retry_in_s` when a failure of this turn is tried again. `delivered` gathers groups until they are
     handed to the settler, `unhandled` counts those for which no receiver was called, `unsettled` the endings that are
     not committed; `weight` is what the turn holds in memory, as the reader measures it. The claim is released when the
     turn is over and nothing is unsettled.
@@ -90,13 +92,17 @@ class Turn:
 
     __slots__ = (
         "claim",
+        "committed",
+        "deferrals",
         "delivered",
         "failed",
         "groups",
         "identifier",
         "interrupted",
         "over",
+        "postponed",
         "region",
+        "retry_in_s",
         "rows_retired",
         "scope",
         "unfinished",
@@ -118,6 +124,10 @@ class Turn:
         self.failed = False
         self.unreadable = False
         self.interrupted = False
+        self.postponed = False
+        self.deferrals = 0
+        self.retry_in_s: float | None = None
+        self.committed: asyncio.Event | None = None
         self.unhandled = 0
         self.over = False
         self.unsettled = 0

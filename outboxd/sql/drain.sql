@@ -2,8 +2,9 @@
 --
 -- Statistics cannot be trusted here: a queue is usually empty when it is analysed, and after that 200 000 rows look
 -- like none, so that every index seems as good as any other. Hence each look-up leaves the planner one index only: it
--- asks for an order that no other index has, and its keys are bounded from both sides instead of being equal (a column
--- that is equal to something needs no order). With sequential scans and sorts disabled, that index is the only plan.
+-- asks for an order that no other index has. A column that is equal to something needs no order, so the first column is
+-- `= ANY` of one value (or bounded from both sides). With sequential scans and sorts disabled, that index is the only
+-- plan. (Two row comparisons would do too, but before PostgreSQL 17 the upper one does not end the scan.)
 -- Measured on an outbox that was analysed empty: reading two shards among 100 000 rows 34 ms, now 0.2.
 
 -- name: find_scheduled_shards
@@ -44,13 +45,16 @@ LIMIT $2::int4
 -- be vacuumed yet. A hint: late commits with lower ids are left to find_scheduled_shards.
 -- $1 int8          the highest id seen
 -- $2 int4          messages at most
--- returns          per shard: lock_key, highest id, count, scheduled_for of a due message or null, and the shard
+-- returns          per shard: lock_key, highest id, count, scheduled_for of a due message or null, seconds until the
+--                  next one that is not due yet becomes due or null, and the shard
 -- index            primary key
 SELECT
     {lock_key:new} AS lock_key,
     max(new.id) AS id_max,
     count(*) AS row_count,
     min(new.scheduled_for) FILTER (WHERE new.scheduled_for <= now()) AS scheduled_for,
+    min(extract(epoch FROM new.scheduled_for - now())::float8)
+        FILTER (WHERE new.scheduled_for > now() AND new.scheduled_for < 'infinity') AS due_in_s,
     {shard:new}
 FROM (
     SELECT id, scheduled_for, {shard}
@@ -81,7 +85,7 @@ LIMIT 1
 -- $1 text          outbox
 -- $2 ...           shards, one array a column
 -- returns          shard_number (from 1), category, object, attempts, last_error, seconds until the failed
---                  group's first message is due (<= 0: due; also when it is gone) and since the last attempt
+--                  group's first message is due (<= 0: due; also when it is gone) and since the last attempt, its id
 -- index            primary key of outboxd.failure; primary key of the outbox
 SELECT
     claimed.shard_number,
@@ -91,15 +95,16 @@ SELECT
     f.last_error,
     -- Not of the difference: before PostgreSQL 17 there are no infinite intervals.
     coalesce(extract(epoch FROM head.scheduled_for) - extract(epoch FROM now()), 0)::float8 AS due_in_s,
-    extract(epoch FROM now() - f.last_failed_at)::float8 AS age_s
+    extract(epoch FROM now() - f.last_failed_at)::float8 AS age_s,
+    f.message_id
 FROM unnest({shard_arrays:2}) WITH ORDINALITY AS claimed ({shard}, shard_number)
 CROSS JOIN LATERAL (
     SELECT *
     FROM {schema}.failure AS known
-    WHERE (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
-            >= ($1::text, claimed.shard_scope, claimed.shard_identifier::text, {region_text:claimed})
-        AND (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
-            <= ($1::text, claimed.shard_scope, claimed.shard_identifier::text, {region_text:claimed})
+    WHERE known.outbox = ANY (ARRAY[$1::text])
+        AND known.shard_scope = claimed.shard_scope
+        AND known.shard_identifier = claimed.shard_identifier::text
+        AND known.region_name = {region_text:claimed}
     ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name, known.category
     LIMIT 10000
 ) AS f
@@ -135,10 +140,10 @@ FROM (
             AND (
                 SELECT true
                 FROM {schema}.failure AS known
-                WHERE (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
-                        >= ($5::text, given.shard_scope, given.shard_identifier::text, {region_text:given})
-                    AND (known.outbox, known.shard_scope, known.shard_identifier, known.region_name)
-                        <= ($5::text, given.shard_scope, given.shard_identifier::text, {region_text:given})
+                WHERE known.outbox = ANY (ARRAY[$5::text])
+                    AND known.shard_scope = given.shard_scope
+                    AND known.shard_identifier = given.shard_identifier::text
+                    AND known.region_name = {region_text:given}
                 ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
                 LIMIT 1
             ) IS NOT NULL AS is_failing
@@ -148,8 +153,7 @@ FROM (
         OR given.due_at = (
             SELECT d.scheduled_for
             FROM {table} AS d
-            WHERE (d.scheduled_for, {shard:d}) >= (given.due_at, {shard:given})
-                AND (d.scheduled_for, {shard:d}) <= (given.due_at, {shard:given})
+            WHERE d.scheduled_for = ANY (ARRAY[given.due_at]) AND ({shard:d}) = ({shard:given})
             ORDER BY d.scheduled_for, {shard:d}
             LIMIT 1
         )
@@ -172,8 +176,8 @@ LEFT JOIN LATERAL (
         o.scheduled_for,
         o.date_added
     FROM {table} AS o
-    WHERE ({shard:o}, o.id) > ({shard:claimed}, coalesce(claimed.after_id, -9223372036854775808))
-        AND ({shard:o}) <= ({shard:claimed})
+    WHERE {is_shard:o_claimed}
+        AND o.id > coalesce(claimed.after_id, -9223372036854775808)
         AND o.category <> ALL ($3::int4[])
         AND NOT claimed.is_failing
     ORDER BY {shard:o}, o.id
@@ -272,8 +276,7 @@ remaining AS MATERIALIZED (
     FROM (
         SELECT o.ctid AS address
         FROM {table} AS o
-        WHERE ({shard:o}) >= ({shard_values:11})
-            AND ({shard:o}) <= ({shard_values:11})
+        WHERE {is_shard:o_11}
             AND o.category <> ALL ($10::int4[])
             AND $9::int8[] IS NULL
             AND EXISTS (SELECT FROM head)
@@ -312,7 +315,8 @@ SELECT
 -- Prepared mode: the delivery succeeded, so what was moved ahead of it is due again.
 -- $1 timestamptz   where it had been moved to
 -- $2 int4          messages at most, as in prepare_next_from_shard
--- $3 ...           the shard
+-- $3 int4[]        categories that are switched off, which were not moved
+-- $4 ...           the shard
 -- index            (<sharding columns>, id)
 UPDATE {table} AS o
 SET scheduled_for = now(), scheduled_from = now()
@@ -322,7 +326,8 @@ WHERE o.ctid = ANY (
         FROM (
             SELECT i.ctid, i.scheduled_for
             FROM {table} AS i
-            WHERE ({shard:i}) >= ({shard_values:3}) AND ({shard:i}) <= ({shard_values:3})
+            WHERE {is_shard:i_4}
+                AND i.category <> ALL ($3::int4[])
             ORDER BY {shard:i}, i.id
             LIMIT $2::int4
         ) AS head
@@ -340,6 +345,18 @@ UPDATE {schema}.failure
 SET last_error = $2::text, last_failed_at = now()
 WHERE outbox = $1::text AND region_name = $3::text AND shard_scope = $4::int4 AND shard_identifier = $5::text
     AND category = $6::int4 AND object_identifier = $7::text
+
+-- name: restore_failure
+-- Prepared mode: the delivery was not made; what was known of its object is so again.
+-- $1 text          outbox
+-- $2 text          error
+-- $3 int4          attempts
+-- $4 ...           region_name, shard_scope, shard_identifier, category, object_identifier
+-- index            primary key of outboxd.failure
+UPDATE {schema}.failure
+SET last_error = $2::text, attempts = $3::int4
+WHERE outbox = $1::text AND region_name = $4::text AND shard_scope = $5::int4 AND shard_identifier = $6::text
+    AND category = $7::int4 AND object_identifier = $8::text
 
 -- name: bury
 -- Move messages to the dead letters: they leave the outbox and are kept.

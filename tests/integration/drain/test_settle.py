@@ -168,7 +168,7 @@ async def test_what_was_delivered_is_settled_before_a_hard_stop_ends(
 async def test_deliveries_wait_while_nothing_can_be_settled(
     database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outboxd.settle, "PENDING_ROWS_MAX", 40)
+    monkeypatch.setattr(outboxd.settle, "UNSETTLED_ROWS_MAX", 40)
     seen = Recorder()
     await write_many(connection, 400, shards=100)
     async with draining(database, seen, configure(concurrency=1)) as pipeline, connected(database) as blocker:
