@@ -17,7 +17,7 @@ from outboxd.load import Loaded, session_dsn
 from outboxd.once import drain_once
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
-from outboxd.stopping import EXIT_HARD_STOP, Stopper
+from outboxd.stopping import EXIT_HARD_STOP, Stopper, exit_now
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ _log = log.get()
 WAIT_LOG_INTERVAL_S = 60.0
 WAIT_PAUSE_S_MAX = 5.0
 SUMMARY_INTERVAL_S = 60.0
+LEFT_TASKS_S_MAX = 2.0
 
 
 def run_daemon(load: Callable[[], Loaded]) -> int:
@@ -79,7 +80,22 @@ def _run(work: Coroutine[Any, Any, int]) -> int:
         pass
     tune_collector()
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(work)
+        return runner.run(_leave_nothing(work))
+
+
+async def _leave_nothing(work: Coroutine[Any, Any, int]) -> int:
+    """Run to the end, and give tasks and threads that receivers have left behind two seconds to end."""
+    code = await work
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    try:
+        async with asyncio.timeout(LEFT_TASKS_S_MAX):
+            await asyncio.gather(*left, return_exceptions=True)
+            await asyncio.get_running_loop().shutdown_default_executor()
+    except TimeoutError:
+        exit_now(code)  # the event loop would wait for them for ever
+    return code
 
 
 def tune_collector() -> None:
@@ -136,8 +152,6 @@ class Daemon:
         _log.info("daemon.starting", version=__version__, silo_mode=self._loaded.config.silo_mode)
         with StallWatch(lambda: self._pipeline.live.registry):
             if await self._wait_for_database():
-                self._manager.ready()
-                _log.info("daemon.ready", outboxes=[o.name for o in self._loaded.config.outboxes])
                 await self._drain()
         self._manager.stopping()
         hard = self._pipeline.live.stopping_hard
@@ -164,12 +178,19 @@ class Daemon:
 
     async def _drain(self) -> None:
         async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._announce_readiness)
             tasks.start_soon(self._summarise)
             tasks.start_soon(self._reload_when_told)
             tasks.start_soon(self._stopper.run)
             tasks.start_soon(self._announce_stop)
             await self._pipeline.run()
             tasks.cancel_scope.cancel()
+
+    async def _announce_readiness(self) -> None:
+        """Say that we are ready once every outbox can be drained; those that can are drained meanwhile."""
+        await self._pipeline.ready()
+        self._manager.ready()
+        _log.info("daemon.ready", outboxes=[o.name for o in self._loaded.config.outboxes])
 
     async def _announce_stop(self) -> None:
         await self._stopper.stopping.wait()
@@ -187,6 +208,9 @@ class Daemon:
         """Take what can change while running; a bad configuration changes nothing."""
         try:
             loaded = self._load()
+            if loaded.source != self._loaded.source:
+                found = f"found {loaded.source} instead" if loaded.source else "found no other"
+                raise errors.ConfigError([f"the configuration file {self._loaded.source} is gone; {found}"])
             functions = registry.load_receivers(self._loaded.config.receivers.modules, self._loaded.folder)
             built = registry.build(loaded.config, functions)
         except errors.OutboxdError as exc:

@@ -64,7 +64,8 @@ async def drain_once(
     pipeline = Pipeline(loaded.config, registry, lambda: session_dsn(loaded), bounded=True)
     await pipeline.open()
     try:
-        if await pipeline.claims.lock_once(_subject(loaded)):
+        ran = await pipeline.claims.lock_once(_subject(loaded))
+        if ran:
             await _run(pipeline, max_seconds)
         elif not quiet:
             click.echo("another --once on this configuration is running", err=True)
@@ -73,7 +74,7 @@ async def drain_once(
     summary = _summary(pipeline, time.monotonic() - started_at)
     if json_output:
         click.echo(msgspec.json.encode(summary).decode())
-    elif not (quiet and summary.all_went_well):
+    elif ran and not (quiet and summary.all_went_well):
         click.echo(summary.text())
     for branch in pipeline.branches:
         if branch.error is not None:
@@ -82,7 +83,7 @@ async def drain_once(
 
 
 async def _run(pipeline: Pipeline, max_seconds: float | None) -> None:
-    stopper = Stopper(pipeline)
+    stopper = Stopper(pipeline, expected=True)
     stopper.listen()
     if max_seconds is not None:
         asyncio.get_running_loop().call_later(max_seconds, stopper.stop)

@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from outboxd import errors, schedule, session, settle
+from outboxd.bounded import BoundedRun
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
 from outboxd.drain import Drain, Lane
@@ -26,7 +27,7 @@ from outboxd.live import Live
 from outboxd.options import REFRESH_INTERVAL_S, SwitchBoard
 from outboxd.outbox import Outbox
 from outboxd.readahead import Reader
-from outboxd.schedule import BoundedRun, Scheduler
+from outboxd.schedule import Scheduler
 from outboxd.settle import Settler
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class Branch:
         self.outbox: Outbox | None = None
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
+        self.ready = asyncio.Event()
         self.settled = settle.Counters()
         self.claimed = schedule.Counters()
         self.error: errors.OutboxdError | None = None
@@ -73,8 +75,13 @@ class Branch:
         while not self._pipeline.live.stopping:
             try:
                 table = await self._inspect()
+                self._pipeline.take_table(table, self.config.name)
                 tries = 0
+                self.ready.set()
                 await self._drain_table(table, background)
+            except errors.ConfigError as exc:
+                self._pipeline.fail(exc)
+                return
             except errors.OutboxdError as exc:
                 tries += 1
                 self._pipeline.live.beat()
@@ -150,9 +157,10 @@ class Branch:
             self.scheduler.stop()
 
     async def settle(self) -> None:
-        """Wait until everything handed to the settler is written."""
+        """Wait until everything handed to the settler is written, or given up."""
         if self.settler is not None:
             await self.settler.idle.wait()
+            self.error = self.error or self.settler.error
 
 
 async def _run_in(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
@@ -191,6 +199,8 @@ class Pipeline:
         self.drain = Drain(self.live, Delivery(self.live))
         self.branches = [Branch(outbox, self) for outbox in config.outboxes]
         self.remaining_due = 0
+        self._tables: dict[int, str] = {}
+        self._fatal: errors.OutboxdError | None = None
         self._drainers: TaskGroup | None = None
         self.drained = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -230,6 +240,8 @@ class Pipeline:
         finally:
             with anyio.CancelScope(shield=True):  # the locks must go, however we end
                 await self.close()
+        if self._fatal is not None:
+            raise self._fatal
 
     async def settle(self) -> None:
         """Wait until everything that was delivered is settled, for a bounded time."""
@@ -266,6 +278,27 @@ class Pipeline:
         self.switchboard.config = msgspec.structs.replace(config, outbox=self.config.outbox)
         self._start_drainers()
         self._look_again()
+
+    def take_table(self, table: Table, outbox: str) -> None:
+        """
+        Note which outbox a table belongs to.
+
+        Raises:
+            ConfigError: Another outbox has the same table under another name: its shards would be drained twice.
+        """
+        other = self._tables.setdefault(table.oid, outbox)
+        if other != outbox:
+            raise errors.ConfigError([f'outboxes "{other}" and "{outbox}" are one table: {table.name}'])
+
+    def fail(self, exc: errors.OutboxdError) -> None:
+        """Stop because of an error that waiting does not mend; `run` raises it at its end."""
+        self._fatal = exc
+        self.stop()
+
+    async def ready(self) -> None:
+        """Wait until every outbox has been found fit to be drained."""
+        for branch in self.branches:
+            await branch.ready.wait()
 
     def totals(self) -> dict[str, int]:
         """Count since the start: deliveries, rows retired by them, failures, burials, claims."""

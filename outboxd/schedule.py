@@ -15,7 +15,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -26,6 +26,7 @@ from outboxd.find import Finder
 from outboxd.model import Candidate, ShardKey
 
 if TYPE_CHECKING:
+    from outboxd.bounded import BoundedRun
     from outboxd.claims import Claim, Claims
     from outboxd.live import Live
     from outboxd.options import Switches
@@ -38,7 +39,6 @@ CLAIMS_AHEAD_MAX = 1_000
 AHEAD_WINDOW_S = 0.2
 RESTING_MAX = 100_000
 REST_S_MAX = 5.0
-DRAINS_MAX = 10
 PAUSE_S_MAX = 5.0
 POSTPONED_S = 0.5
 BOUNDED_FAILURES_MAX = 6
@@ -50,40 +50,6 @@ class Counters:
 
     claimed: int = 0
     lost: int = 0
-
-
-@dataclass(slots=True)
-class BoundedRun:
-    """
-    What a run that ends by itself (`--once`) remembers of its shards.
-
-    A shard that failed, was lost or is at rest is not tried again; one is drained at most ten times, because
-    receivers may write messages. `exhausted` holds those that were still due then; `rounds` counts passes that found
-    something, of which `rounds_max` may be made.
-    """
-
-    drains: dict[ShardKey, int] = field(default_factory=dict)
-    closed: set[ShardKey] = field(default_factory=set)
-    failed: set[ShardKey] = field(default_factory=set)
-    skipped: set[ShardKey] = field(default_factory=set)
-    exhausted: set[ShardKey] = field(default_factory=set)
-    claimed_in_pass: int = 0
-    passes: int = 0
-    rounds: int = 0
-    rounds_max: int | None = None
-
-    def admits(self, candidate: Candidate) -> bool:
-        """Whether the shard may be drained (again) in this run."""
-        if candidate.due_at is None:
-            return True  # the same drain goes on
-        if candidate.shard in self.closed:
-            return False
-        drains = self.drains.get(candidate.shard, 0) + 1
-        if drains > DRAINS_MAX:
-            self.exhausted.add(candidate.shard)
-            return False
-        self.drains[candidate.shard] = drains
-        return True
 
 
 def _is_debug() -> bool:

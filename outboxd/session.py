@@ -115,6 +115,9 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
         StoreUnavailable: Nobody answers, or not in time.
     """
     arguments = dsn.connect_arguments(dsn_text)
+    doing = (
+        f"connecting to {dsn.masked(dsn_text)}" if dsn_text else "connecting (no dsn is set; libpq's variables apply)"
+    )
     server_settings = {**arguments.pop("server_settings", {}), "application_name": f"outboxd: {name}"}
     arguments.setdefault("timeout", CONNECT_TIMEOUT_S)
     # Behind a pooler a prepared statement may be looked for on another server process: without settings of its own
@@ -130,9 +133,12 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
     except asyncpg.PostgresError as exc:
         if exc.sqlstate == _UNSUPPORTED_STARTUP_PARAMETER and "startup parameter" in str(exc):
             raise pooler_error() from exc
-        raise translate(exc, "connecting to the database") from exc
+        raise translate(exc, doing) from exc
     except Exception as exc:
-        raise translate(exc, "connecting to the database") from exc
+        error = translate(exc, doing)
+        if isinstance(error, errors.StoreUnavailable) and not dsn_text:
+            error.hint = "Set OUTBOX_DSN, or dsn in the configuration."
+        raise error from exc
     _keep_alive(connection)
     return connection
 

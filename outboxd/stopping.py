@@ -33,10 +33,12 @@ class Stopper:
 
     Args:
         pipeline: What is stopped.
+        expected: The stop is part of the plan (a time limit), and no news.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
+    def __init__(self, pipeline: Pipeline, *, expected: bool = False) -> None:
         self._pipeline = pipeline
+        self._expected = expected
         self._hard = asyncio.Event()
         self.stopping = asyncio.Event()
 
@@ -55,7 +57,8 @@ class Stopper:
         """Wait for a stop and see it through. Never returns: cancel it when the pipeline has ended."""
         await self.stopping.wait()
         grace_period_s = self._pipeline.live.drain.grace_period_s
-        _log.info("daemon.stopping", grace_period_s=grace_period_s)
+        if not self._expected:
+            _log.info("daemon.stopping", grace_period_s=grace_period_s)
         reason = "second signal"
         try:
             async with asyncio.timeout(grace_period_s):

@@ -49,8 +49,9 @@ async def outbox_runner(
         OutboxRecursionLimitError: After ten rounds receivers were still writing messages.
         ConfigError, SchemaError, StoreUnavailable: As for the daemon.
     """
-    yield
     loaded = load.load(Path(config) if config is not None else None, overrides={"dsn": dsn, "session_dsn": dsn})
+    loaded.config.require_outboxes()
+    yield
     functions = registry.load_receivers(loaded.config.receivers.modules, loaded.folder)
     built = registry.build(loaded.config, functions + [f for f in receivers or [] if f not in functions])
     pipeline = Pipeline(loaded.config, built, lambda: load.session_dsn(loaded), bounded=True, rounds_max=ROUNDS_MAX)

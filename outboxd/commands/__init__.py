@@ -9,6 +9,7 @@ A sub-command is a file of this folder with one click command named `command`. I
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from dataclasses import dataclass, field
@@ -137,6 +138,8 @@ def cli(
     """
     ctx.obj = Context(config_path, _given(dsn=dsn, silo_mode=silo_mode))
     only_once = _given(__json=json_output or None, __quiet=quiet or None, __max_seconds=max_seconds)
+    if max_seconds is not None and not math.isfinite(max_seconds):
+        raise click.UsageError("--max-seconds takes a number of seconds")
     if only_once and not once:
         options = ", ".join(name.replace("_", "-") for name in only_once)
         raise click.UsageError(f"{options}: only with --once, before any command")

@@ -149,7 +149,7 @@ def descendants() -> dict[int, str]:
     found: set[int] = {os.getpid()}
     while grown := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= grown
-    return {pid: lines[pid] for pid in found - {os.getpid()}}
+    return {pid: lines[pid] for pid in found - {os.getpid()} if pid in lines}
 
 
 @pytest.mark.parametrize("argument", ["--version", "initdb", "--boot", "unix_socket_directories"])

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.model import Message
+    from outboxd.pipeline import Pipeline
 
 DEAD = (
     "INSERT INTO outboxd.worker (pid, host, version, silo_mode, outboxes)"
@@ -166,7 +167,7 @@ async def test_a_message_that_kills_the_process_has_pushed_itself_back(
     async with draining(database, Recorder(kill)) as pipeline:
         await gate.closed_behind()
         await until(lambda: pipeline.totals()["delivered"] == 1)
-        pipeline.stop_hard()  # nothing of this delivery is settled any more
+        die(pipeline)
 
     seen = Recorder()
     await drain_once(database, seen)
@@ -177,13 +178,41 @@ async def test_a_message_that_kills_the_process_has_pushed_itself_back(
     assert (failure["attempts"], "died" in failure["last_error"]) == (1, True)
 
 
+def die(pipeline: Pipeline) -> None:
+    """End the delivery under way as a death would: nothing is settled any more."""
+    settler = pipeline.branches[0].settler
+    assert settler is not None
+    settler.add = lambda _ending: None  # type: ignore[method-assign,assignment]
+    pipeline.stop_hard()
+
+
+@pytest.mark.parametrize("failed_before", [False, True])
+async def test_a_delivery_that_is_cancelled_by_a_hard_stop_is_no_failure(
+    database: str, connection: asyncpg.Connection, failed_before: bool
+) -> None:
+    await write(connection, category="LIMITED")
+    if failed_before:
+        await drain_once(database, Recorder(failing(error=ValueError("before"))))
+        await make_due(connection)
+    gate = Gate()
+
+    async with draining(database, gate) as pipeline:
+        await gate.closed_behind()
+        assert [failure["attempts"] for failure in await failures(connection)] == [1 + failed_before]
+        pipeline.stop_hard()
+
+    assert [failure["attempts"] for failure in await failures(connection)] == [1] * failed_before
+    assert all("before" in failure["last_error"] for failure in await failures(connection))
+    assert await connection.fetchval("SELECT count(*) FROM outbox WHERE scheduled_for <= now()") == 1
+
+
 async def test_deaths_count_towards_max_attempts(database: str, connection: asyncpg.Connection) -> None:
     deadly = await write(connection, category="LIMITED")
     for _ in range(3):
         gate = Gate()
         async with draining(database, gate) as pipeline:
             await gate.closed_behind()
-            pipeline.stop_hard()
+            die(pipeline)
         await make_due(connection)
 
     seen = Recorder()

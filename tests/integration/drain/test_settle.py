@@ -184,7 +184,7 @@ async def test_deliveries_wait_while_nothing_can_be_settled(
 
 def _waits(pipeline: Pipeline) -> bool:
     settler = pipeline.branches[0].settler
-    return settler is not None and not settler._room.is_set()
+    return settler is not None and settler.is_full
 
 
 @pytest.mark.parametrize("statement", ["payload = '1'", "scheduled_for = scheduled_for - interval '1 day'"])
