@@ -69,7 +69,7 @@ ORDER BY max(new.id)
 -- name: highest_id
 -- returns          the highest id in the table, or 0
 -- index            primary key, backwards
-SELECT coalesce(max(id), 0)::int8 AS id_max FROM {table}
+SELECT coalesce((SELECT id FROM {table} ORDER BY id DESC LIMIT 1), 0)::int8 AS id_max
 
 -- name: next_due
 -- returns          seconds until the next message that is not due yet becomes due; no row when there is none

@@ -72,7 +72,7 @@ async def test_a_turn_ends_after_its_time_and_the_next_shard_has_its_chance(
     await write_many(connection, 400, shards=2)
     seen = Recorder(lambda _: connection.execute("SELECT 1"))
 
-    await drain_once(database, seen, configure(concurrency=1, turn_s_max=0.005))
+    await drain_once(database, seen, configure(concurrency=1, turn_s_max=0.001))
 
     first = seen.shards[0]
     assert any(shard != first for shard in seen.shards[:150])
