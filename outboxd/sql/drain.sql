@@ -157,6 +157,7 @@ FROM (
             ORDER BY d.scheduled_for, {shard:d}
             LIMIT 1
         )
+    OFFSET 0 -- else is_failing would be computed anew for each message
 ) AS claimed
 LEFT JOIN LATERAL (
     SELECT
@@ -206,11 +207,7 @@ SELECT scheduled_from FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER
 DELETE FROM {table}
 WHERE ctid = ANY (
     ARRAY(
-        SELECT found.ctid
-        FROM unnest($1::int8[]) AS wanted (id)
-        CROSS JOIN LATERAL (
-            SELECT o.ctid FROM {table} AS o WHERE o.id >= wanted.id AND o.id <= wanted.id ORDER BY o.id LIMIT 1
-        ) AS found
+        SELECT o.ctid FROM {table} AS o WHERE o.id = ANY ($1::int8[]) ORDER BY o.id
     )
 )
 
@@ -262,14 +259,7 @@ remaining AS MATERIALIZED (
     SELECT address FROM head
     UNION ALL
     SELECT own.address
-    FROM unnest($9::int8[]) AS wanted (id)
-    CROSS JOIN LATERAL (
-        SELECT o.ctid AS address
-        FROM {table} AS o
-        WHERE o.id >= wanted.id AND o.id <= wanted.id
-        ORDER BY o.id
-        LIMIT 1
-    ) AS own
+    FROM (SELECT o.ctid AS address FROM {table} AS o WHERE o.id = ANY ($9::int8[]) ORDER BY o.id) AS own
     WHERE EXISTS (SELECT FROM head)
     UNION ALL
     SELECT shard_rows.address
@@ -371,11 +361,7 @@ WITH gone AS (
     DELETE FROM {table} AS o
     WHERE o.ctid = ANY (
         ARRAY(
-            SELECT found.ctid
-            FROM unnest($2::int8[]) AS wanted (id)
-            CROSS JOIN LATERAL (
-                SELECT i.ctid FROM {table} AS i WHERE i.id >= wanted.id AND i.id <= wanted.id ORDER BY i.id LIMIT 1
-            ) AS found
+            SELECT i.ctid FROM {table} AS i WHERE i.id = ANY ($2::int8[]) ORDER BY i.id
         )
     )
     RETURNING o.*
