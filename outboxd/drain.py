@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-YIELD_EVERY_S = 0.001
+YIELD_EVERY_S = 0.002
 SETTLE_SUSPECT_S_MAX = 10.0
 
 

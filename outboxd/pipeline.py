@@ -64,6 +64,7 @@ class Branch:
         self.outbox: Outbox | None = None
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
+        self.lane: Lane | None = None
         self.ready = asyncio.Event()
         self.settled = settle.Counters()
         self.claimed = schedule.Counters()
@@ -135,6 +136,7 @@ class Branch:
             discard_unhandled=self.config.on_unhandled == "discard",
             on_started=started,
         )
+        self.lane = lane
         reader = Reader(lane, pipeline.drain, scheduler, live)
         await pipeline.claims.listen(f"outboxd_{table.oid}", scheduler.wake)
         writing, reading = anyio.CancelScope(), anyio.CancelScope()

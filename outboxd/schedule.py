@@ -37,6 +37,7 @@ log = structlog.get_logger()
 
 CLAIMS_AHEAD_MAX = 1_000
 AHEAD_WINDOW_S = 0.2
+EXTRAPOLATION_MAX = 10
 RESTING_MAX = 100_000
 REST_S_MAX = 5.0
 PAUSE_S_MAX = 5.0
@@ -61,7 +62,7 @@ class Pace:
     """How many turns the drainers took in the last window of 0.2 s."""
 
     def __init__(self) -> None:
-        self._window_ends_at = 0.0
+        self._began_at = 0.0
         self._count = 0
         self._last_count = 0
 
@@ -70,13 +71,18 @@ class Pace:
         self._count += 1
 
     def recent(self) -> int:
-        """Tell the greater of this window's and the last one's count."""
+        """
+        Tell how many turns a window holds at the present pace.
+
+        That is the last window's count, or this one's so far, extrapolated at most tenfold: else a drain that begins
+        would take seven round trips to reach its pace, a twentieth of the time for 100 000 messages.
+        """
         now = time.monotonic()
-        if now >= self._window_ends_at:
-            self._last_count = self._count if now < self._window_ends_at + AHEAD_WINDOW_S else 0
-            self._count = 0
-            self._window_ends_at = now + AHEAD_WINDOW_S
-        return max(self._count, self._last_count)
+        age_s = now - self._began_at
+        if age_s >= AHEAD_WINDOW_S:
+            self._last_count = self._count if age_s < 2 * AHEAD_WINDOW_S else 0
+            self._count, self._began_at, age_s = 0, now, 0.0
+        return max(self._last_count, int(self._count * AHEAD_WINDOW_S / max(age_s, AHEAD_WINDOW_S / EXTRAPOLATION_MAX)))
 
 
 class Scheduler:
