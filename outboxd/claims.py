@@ -154,7 +154,8 @@ class Claims:
                         wake()
                 await self._watch()
             except errors.OutboxdError as exc:
-                log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
+                if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
+                    log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
             self._live.beat()
             if not self.is_open:
                 failures += 1

@@ -131,7 +131,14 @@ class Outbox:
 
     async def count_due_shards(self, limit: int) -> int:
         """Count shards with a due message, looking at no more than *limit* (time, shard) pairs."""
-        return int((await self._fetch(self.finding, "count_due_shards", limit))[0][0])
+        shards: set[ShardKey] = set()
+        after = None
+        for _ in range(-(-limit // FIND_PAIRS)):
+            found, after = await self.find_scheduled_shards(after, min(limit, FIND_PAIRS))
+            shards.update(candidate.shard for candidate in found)
+            if after is None:
+                break
+        return len(shards)
 
     async def read_failures(self, shards: Sequence[ShardKey]) -> list[list[KnownFailure]]:
         """Read the known failures of each shard, in the order given."""

@@ -356,12 +356,16 @@ class Pipeline:
                     branch.error = exc
 
     async def _keep_refreshing(self) -> None:
+        failures = 0
         while True:
             await asyncio.sleep(REFRESH_INTERVAL_S)
             try:
                 await self._refresh()
+                failures = 0
             except errors.OutboxdError as exc:
-                log.warning("options.unread", error=str(exc), hint=exc.hint or None)
+                failures += 1
+                if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
+                    log.warning("options.unread", error=str(exc), hint=exc.hint or None, failures=failures)
 
     async def _refresh(self) -> None:
         await self.switchboard.refresh()

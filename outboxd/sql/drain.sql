@@ -379,30 +379,3 @@ kept AS (
     RETURNING 1
 )
 SELECT count(*) AS buried FROM kept
-
--- name: count_due_shards
--- $1 int4          shards at most
--- returns          how many shards have a due message, up to the bound
--- index            (scheduled_for, <sharding columns>)
-WITH RECURSIVE due AS (
-    (
-        SELECT scheduled_for, {shard}
-        FROM {table}
-        WHERE scheduled_for <= now()
-        ORDER BY scheduled_for, {shard}
-        LIMIT 1
-    )
-    UNION ALL
-    SELECT following.*
-    FROM due
-    CROSS JOIN LATERAL (
-        SELECT o.scheduled_for, {shard:o}
-        FROM {table} AS o
-        WHERE o.scheduled_for <= now()
-            AND (o.scheduled_for, {shard:o}) > (due.scheduled_for, {shard:due})
-        ORDER BY o.scheduled_for, {shard:o}
-        LIMIT 1
-    ) AS following
-)
-SELECT count(*) AS shard_count
-FROM (SELECT DISTINCT {shard} FROM (SELECT * FROM due LIMIT $1::int4) AS bounded) AS shards
