@@ -343,6 +343,7 @@ class Pipeline:
     async def _require_schema(self) -> None:
         connection = await session.connect(self.dsn(), name="inspect")
         try:
+            await session.refuse_pooler(connection)  # waiting for a migration would not mend it
             await require_schema(connection, self.config)
         finally:
             await session.close_quietly(connection)

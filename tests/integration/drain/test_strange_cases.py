@@ -1,4 +1,4 @@
-"""What strangers found: each of these once ended the pipeline, or broke a promise."""
+"""Odd input and odd moments: each of these once ended the pipeline, or broke a promise."""
 
 from __future__ import annotations
 
