@@ -36,6 +36,8 @@ class Delivery:
 
     def __init__(self, live: Live) -> None:
         self._live = live
+        self.suspensions = 0
+        """How often a receiver has let other tasks run."""
         self._limiter = anyio.CapacityLimiter(live.drain.concurrency)
 
     async def send_signal(self, category: Category, message: Message) -> Outcome:
@@ -74,6 +76,7 @@ class Delivery:
             await self._bounded(result)
 
     async def _bounded(self, awaitable: Awaitable[object]) -> object:
+        self.suspensions += 1
         timeout_s = self._live.drain.receiver_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
         key = object()

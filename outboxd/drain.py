@@ -201,13 +201,14 @@ class Drain:
     async def _drain(self, lane: Lane, turn: Turn) -> None:
         ends_at = time.monotonic() + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
-        seen_breath = -1
+        seen = -1
         off: frozenset[int] = frozenset()
         for number, group in enumerate(turn.groups):
             if time.monotonic() > self._breath_at:
                 await self._breathe(lane, turn)
-            if seen_breath != self._breaths:  # else nothing but this task has run, and nothing has changed
-                seen_breath = self._breaths
+            moment = self._breaths + self._delivery.suspensions
+            if seen != moment:  # else nothing but this task has run, and nothing has changed
+                seen = moment
                 off = self._live.switches.categories
                 if self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at):
                     turn.unfinished = True
