@@ -96,7 +96,6 @@ class Lane:
         settler: Takes the endings.
         discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
         on_started: Called when a drainer takes a turn.
-
     """
 
     def __init__(
@@ -150,7 +149,7 @@ class Drain:
         self._suspects = asyncio.Lock()
         self._breath_at = 0.0
         self._breaths = 0
-        self._breath: asyncio.Future[None] | None = None
+        self._breath: asyncio.Event | None = None
 
     async def drainer(self) -> None:
         """Take turns until the queue is closed and empty, or there are more drainers than wanted."""
@@ -195,6 +194,9 @@ class Drain:
             else:
                 await self._drain(lane, turn)
         except errors.OutboxdError as exc:  # a payload or a preparation; what receivers raise is an outcome
+            if self._must_end(lane, turn):
+                turn.unfinished = True
+                return
             turn.unreadable = True
             log.warning("shard.unreadable", outbox=lane.outbox.name, shard=turn.claim.shard, error=str(exc))
 
@@ -273,17 +275,15 @@ class Drain:
         """
         lane.settler.hand_over(turn)
         if self._breath is None:
-            loop = asyncio.get_running_loop()
-            self._breath = loop.create_future()
-            loop.call_soon(self._end_breath)
-        await self._breath
+            self._breath = asyncio.Event()
+            asyncio.get_running_loop().call_soon(self._end_breath, self._breath)
+        await self._breath.wait()
 
-    def _end_breath(self) -> None:
+    def _end_breath(self, breath: asyncio.Event) -> None:
         self._breaths += 1
         self._breath_at = time.monotonic() + YIELD_EVERY_S
-        if self._breath is not None and not self._breath.done():
-            self._breath.set_result(None)
         self._breath = None
+        breath.set()
 
     async def _deliver(self, lane: Lane, turn: Turn, group: Group) -> Outcome:
         registry = self._live.registry
