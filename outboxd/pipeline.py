@@ -76,14 +76,14 @@ class Branch:
         while not self._pipeline.live.stopping:
             try:
                 table = await self._inspect()
-                self._pipeline.take_table(table, self.config.name)
+                if twin := self._pipeline.twin_of(self, table):
+                    names = f'outboxes "{twin.config.name}" and "{self.config.name}"'
+                    self._pipeline.fail(errors.ConfigError([f"{names} are one table: {table.name}"]))
+                    return
                 tries = 0
                 self.ready.set()
                 await self._drain_table(table, background)
-            except errors.ConfigError as exc:
-                self._pipeline.fail(exc)
-                return
-            except errors.OutboxdError as exc:
+            except errors.OutboxdError as exc:  # also a refused login: passwords rotate
                 tries += 1
                 self._pipeline.live.beat()
                 if self.bounded is not None and (tries >= BOUNDED_TRIES_MAX or exc.exit_code != 69):
@@ -201,7 +201,6 @@ class Pipeline:
         self.drain = Drain(self.live, Delivery(self.live))
         self.branches = [Branch(outbox, self) for outbox in config.outboxes]
         self.remaining_due = 0
-        self._tables: dict[int, str] = {}
         self._fatal: errors.OutboxdError | None = None
         self._drainers: TaskGroup | None = None
         self.drained = asyncio.Event()
@@ -281,16 +280,12 @@ class Pipeline:
         self._start_drainers()
         self._look_again()
 
-    def take_table(self, table: Table, outbox: str) -> None:
-        """
-        Note which outbox a table belongs to.
-
-        Raises:
-            ConfigError: Another outbox has the same table under another name: its shards would be drained twice.
-        """
-        other = self._tables.setdefault(table.oid, outbox)
-        if other != outbox:
-            raise errors.ConfigError([f'outboxes "{other}" and "{outbox}" are one table: {table.name}'])
+    def twin_of(self, branch: Branch, table: Table) -> Branch | None:
+        """Find another branch with the same table under another name: it would drain each shard a second time."""
+        for other in self.branches:
+            if other is not branch and other.outbox is not None and other.outbox.table.oid == table.oid:
+                return other
+        return None
 
     def fail(self, exc: errors.OutboxdError) -> None:
         """Stop because of an error that waiting does not mend; `run` raises it at its end."""

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 READ_SHARDS_MAX = 400
+BAD_DATA_CLASSES = {"22", "XX"}
+"""SQLSTATE classes that speak of single rows: data exceptions (a wrong encoding) and corruption."""
 READ_ROWS_MAX = 5_000
 READ_ROWS_MIN = 500
 WEIGHT_AHEAD_MAX = 10_000
@@ -83,9 +85,10 @@ class Reader:
             batch = [self._unread.popleft() for _ in range(min(READ_SHARDS_MAX, len(self._unread)))]
             try:
                 await self._read(batch)
-            except errors.StatementFailed as exc:
-                await self._read_one_by_one(batch, exc)
             except errors.OutboxdError as exc:
+                if isinstance(exc, errors.StatementFailed) and exc.sqlstate[:2] in BAD_DATA_CLASSES:
+                    await self._read_one_by_one(batch, exc)
+                    continue
                 for claim, candidate in batch:
                     self._scheduler.retry(claim, candidate)
                 self._scheduler.report(exc)
