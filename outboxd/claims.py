@@ -66,16 +66,13 @@ class ClaimSession:
         self.alive = True
 
 
-class Claim:
+class Claim(msgspec.Struct, eq=False):
     """A shard that this process has locked. `again` is a candidate that was found while the claim was held."""
 
-    __slots__ = ("again", "lock_key", "session", "shard")
-
-    def __init__(self, shard: ShardKey, lock_key: int, session: ClaimSession) -> None:
-        self.shard = shard
-        self.lock_key = lock_key
-        self.session = session
-        self.again: Candidate | None = None
+    shard: ShardKey
+    lock_key: int
+    session: ClaimSession
+    again: Candidate | None = None
 
     def is_usable(self, now: float) -> bool:
         """Whether a delivery may start on this claim at *now* (monotonic seconds)."""

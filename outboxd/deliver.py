@@ -8,10 +8,11 @@ Only a hard stop, which cancels this very task from outside, passes through.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import inspect
 import math
 import types
-from collections.abc import Awaitable, Coroutine, Generator
+from collections.abc import Awaitable, Coroutine, Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ from outboxd.model import Buried, Failed, Message, Outcome
 if TYPE_CHECKING:
     from outboxd.live import Live
     from outboxd.registry import Category, Receiver
+
+
+_RETURNED = object()
 
 
 class Delivery:
@@ -40,30 +44,48 @@ class Delivery:
         """How often a receiver has let other tasks run."""
         self._limiter = anyio.CapacityLimiter(live.drain.concurrency)
 
-    async def send_signal(self, category: Category, message: Message) -> Outcome:
+    def send_signal(self, category: Category, message: Message) -> Coroutine[Any, Any, Outcome] | None:
         """
         Call every receiver of the category, in order of registration.
 
+        Most receivers return without waiting for anything; for these no coroutine of ours is made and no timer set,
+        which would cost more than they do.
+
         Returns:
-            None when all accepted; the first failure or burial otherwise.
+            None when all have accepted at once. Otherwise what to await for the outcome: None when all have accepted,
+            else the first failure or burial.
         """
-        for receiver in category.receivers:
+        return self._call(iter(category.receivers), message)
+
+    def _call(self, receivers: Iterator[Receiver], message: Message) -> Coroutine[Any, Any, Outcome] | None:
+        for receiver in receivers:
+            if not receiver.is_async:
+                return self._wait(receiver, self._call_in_thread(receiver, message), receivers, message)
             try:
-                if receiver.is_async:
-                    # A timer costs more than a quick receiver does, so one that never suspends gets none.
-                    coroutine: Coroutine[Any, Any, object] = receiver.call(message)  # type: ignore[assignment]
-                    try:
-                        awaited = coroutine.send(None)
-                    except StopIteration:
-                        continue
-                    await self._bounded(_resumed(coroutine, awaited))
-                else:
-                    await self._call_in_thread(receiver, message)
+                steps = receiver.call(message).__await__()  # type: ignore[union-attr]
+                context = contextvars.copy_context()  # what a receiver sets there is its own, as in a task
+                awaited = context.run(next, steps, _RETURNED)
             except BaseException as exc:  # SystemExit and KeyboardInterrupt of a receiver must not end the daemon
-                outcome = self._outcome(receiver, exc)
-                await _absorb_cancellation()
-                return outcome
+                return self._conclude(receiver, exc)
+            if awaited is not _RETURNED:
+                return self._wait(receiver, self._bounded(_resumed(steps, awaited, context)), receivers, message)
         return None
+
+    async def _wait(
+        self, receiver: Receiver, call: Awaitable[object], others: Iterator[Receiver], message: Message
+    ) -> Outcome:
+        """Wait for one receiver, then call the others."""
+        try:
+            await call
+        except BaseException as exc:
+            return await self._conclude(receiver, exc)
+        rest = self._call(others, message)
+        return None if rest is None else await rest
+
+    async def _conclude(self, receiver: Receiver, exc: BaseException) -> Outcome:
+        outcome = self._outcome(receiver, exc)
+        await _absorb_cancellation()
+        return outcome
 
     async def _call_in_thread(self, receiver: Receiver, message: Message) -> None:
         """Run a plain function; a thread cannot be cancelled, so after a timeout it runs on unheard."""
@@ -164,15 +186,17 @@ def take_back_cancellation() -> None:
 
 
 @types.coroutine
-def _resumed(coroutine: Coroutine[Any, Any, object], awaited: Any) -> Generator[Any, Any, object]:
-    """Go on with a coroutine that has run up to its first suspension and waits for *awaited*."""
+def _resumed(
+    steps: Generator[Any, Any, object], awaited: Any, context: contextvars.Context
+) -> Generator[Any, Any, object]:
+    """Go on, in its context, with a coroutine that has run up to its first suspension and waits for *awaited*."""
     while True:
         try:
             try:
                 value = yield awaited
             except BaseException as exc:  # the task's cancellation, or the failure of what is awaited
-                awaited = coroutine.throw(exc)
+                awaited = context.run(steps.throw, exc)
             else:
-                awaited = coroutine.send(value)
+                awaited = context.run(steps.send, value)
         except StopIteration as end:
             return end.value

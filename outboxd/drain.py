@@ -27,7 +27,7 @@ from outboxd.settle import DIED_ERROR, Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from outboxd.deliver import Delivery
     from outboxd.live import Live
@@ -217,7 +217,8 @@ class Drain:
                     return
             if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
                 continue
-            outcome = await self._deliver(lane, turn, group)
+            rest = self._deliver(lane, turn, group)
+            outcome = None if rest is None else await rest
             if outcome is None:
                 turn.delivered.append(group)
                 continue
@@ -250,7 +251,8 @@ class Drain:
             outcome: Outcome = Untried()
             try:
                 if not self._must_end(lane, turn):
-                    outcome = await self._deliver(lane, turn, group)
+                    rest = self._deliver(lane, turn, group)
+                    outcome = None if rest is None else await rest
             finally:  # a delivery that we cancel is nobody's failure
                 lane.settler.add(Ending(turn, group, outcome, moved_to))
             if isinstance(outcome, Failed):
@@ -285,34 +287,51 @@ class Drain:
         self._breath = None
         breath.set()
 
-    async def _deliver(self, lane: Lane, turn: Turn, group: Group) -> Outcome:
-        registry = self._live.registry
-        category = registry.categories.get(group.newest[CATEGORY])
-        if category is None or not category.receivers or group.known is not None:
-            refusal = self._refusal(lane, group, category)
-            if refusal is not None or category is None:
-                self._report(refusal, None)
-                return refusal
-            if not category.receivers:
-                turn.unhandled += 1
-                return None
+    def _deliver(self, lane: Lane, turn: Turn, group: Group) -> Awaitable[Outcome] | None:
+        """Deliver one group; None when its receivers have accepted at once, else what to await for the outcome."""
+        newest = group.newest
+        category = self._live.registry.categories.get(newest[CATEGORY])
+        if category is None or not category.receivers or group.known is not None or newest[LARGE]:
+            return self._deliver_special(lane, turn, group, category)
+        return self._send(lane, turn, group, category, newest[PAYLOAD])
+
+    async def _deliver_special(self, lane: Lane, turn: Turn, group: Group, category: Category | None) -> Outcome:
+        refusal = self._refusal(lane, group, category)
+        if refusal is not None or category is None:
+            self._report(refusal, None)
+            return refusal
+        if not category.receivers:
+            turn.unhandled += 1
+            return None
         payload = group.newest[PAYLOAD]
         if group.newest[LARGE]:
             payload = await self._late_payload(lane, group)
             if self._must_end(lane, turn):
                 raise errors.StatementFailed("a stop, or a lost claim, came while the payload was read")
+        rest = self._send(lane, turn, group, category, payload)
+        return None if rest is None else await rest
+
+    def _send(
+        self, lane: Lane, turn: Turn, group: Group, category: Category, payload: str | None
+    ) -> Awaitable[Outcome] | None:
         try:
-            message = message_of(group, turn, lane.outbox.name, category, registry, payload)
+            message = message_of(group, turn, lane.outbox.name, category, self._live.registry, payload)
         except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes
-            unparsed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
-            self._report(unparsed, None)
-            return unparsed
-        outcome = await self._delivery.send_signal(category, message)
-        if outcome is not None:
-            self._report(outcome, message)
+            return self._unparsed(group, exc)
+        rest = self._delivery.send_signal(category, message)
+        return None if rest is None else self._conclude(rest, group, category, message)
+
+    async def _conclude(self, rest: Awaitable[Outcome], group: Group, category: Category, message: Message) -> Outcome:
+        outcome = await rest
+        self._report(outcome, message)
         if isinstance(outcome, Failed) and 0 < category.attempts_max <= group.attempt:
             return Buried(outcome.error)
         return outcome
+
+    async def _unparsed(self, group: Group, exc: BaseException) -> Outcome:
+        failed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
+        self._report(failed, None)
+        return failed
 
     def _report(self, outcome: Outcome, message: Message | None) -> None:
         if isinstance(outcome, Failed) and self._live.on_failed is not None:

@@ -91,10 +91,10 @@ class Finder:
         started_at = time.monotonic()
         candidates: list[Candidate] = []
         if not self._passing:
-            if self._id_seen is None:
-                self._id_seen = await self._outbox.highest_id()
-            else:
+            if self._id_seen is not None:
                 candidates = await self._new()
+            if self._id_seen is None or self._woken:  # of much that is new, the rest is found by the pass itself
+                self._id_seen, self._woken = await self._outbox.highest_id(), False
             self._passing, self._after, self._pass_cost_s = True, None, 0.0
         found, self._after = await self._outbox.find_scheduled_shards(self._after, FIND_PAIRS)
         if self._after is None:

@@ -31,7 +31,7 @@ def datetime_of(instant: Instant) -> dt.datetime:
         return dt.datetime.max.replace(tzinfo=dt.UTC) if instant > 0 else dt.datetime.min.replace(tzinfo=dt.UTC)
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True):
     """
     What a receiver gets: the newest message of a coalesced group.
 

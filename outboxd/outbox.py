@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -90,6 +90,11 @@ class Outbox:
     def region_of(self, shard: ShardKey) -> str | None:
         """Tell the shard's region; None where the outbox has none."""
         return None if self._region is None else shard[self._region]
+
+    def identity_of(self, shard: ShardKey) -> tuple[int, Any, str | None]:
+        """Tell the shard's scope number, identifier and region."""
+        region = self._region
+        return shard[self._scope], shard[self._identifier], None if region is None else shard[region]
 
     async def find_scheduled_shards(
         self, after: tuple[Instant, ShardKey] | None, limit: int = FIND_PAIRS
@@ -197,10 +202,10 @@ class Outbox:
             delivered: Objects among them that had a known failure.
         """
         if not delivered:
-            await self._fetch(self.settling, "delete_messages", ids)
+            await self._fetch(self.settling, "delete_messages", _array_text(ids))
             return
         async with self.settling.transaction(f"delete_messages on outbox {self.name}") as fetch:
-            await fetch(self._sql["delete_messages"], ids)
+            await fetch(self._sql["delete_messages"], _array_text(ids))
             await fetch(self._sql["clear_failures"], self.name, *self._failure_keys(delivered))
 
     async def clear_failures(self, objects: Sequence[ShardObject]) -> None:
@@ -218,7 +223,7 @@ class Outbox:
     ) -> None:
         """Delete in prepared mode: forget the failure counted ahead, make the rest of the shard due again."""
         async with self.settling.transaction(f"settle_prepared on outbox {self.name}") as fetch:
-            await fetch(self._sql["delete_messages"], ids)
+            await fetch(self._sql["delete_messages"], _array_text(ids))
             await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([delivered]))
             await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *delivered[0])
 
@@ -329,6 +334,10 @@ class Outbox:
 
 
 _LOWEST: dict[str, Any] = {"smallint": -(2**15), "integer": -(2**31), "bigint": -(2**63), "uuid": uuid.UUID(int=0)}
+
+
+def _array_text(ids: Iterable[int]) -> str:
+    return f"{{{','.join(map(str, ids))}}}"
 
 
 def _storable(text: str) -> str:

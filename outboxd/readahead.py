@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -188,11 +188,13 @@ class Reader:
                 # Where categories are off, all that is left may be theirs: it must not be read over and over.
                 self._scheduler.drop(claim, REST_S_MAX if self._live.switches.categories else rest_s)
             return
-        characters = sum(len(row[PAYLOAD] or "") + len(row[HEADERS] or "") for row in rows)
+        texts = chain(map(itemgetter(PAYLOAD), rows), map(itemgetter(HEADERS), rows))
+        characters = sum(map(len, filter(None, texts)))
         weight = len(rows) + characters // CHARACTERS_PER_WEIGHT
         self._row_weight = weight / len(rows)
         self._weight_ahead += weight
-        self._drain.queue.put(self._lane, Turn(claim, self._lane.outbox, groups, weight=weight, unfinished=cut))
+        turn = Turn(claim, *self._lane.outbox.identity_of(claim.shard), groups, weight, cut)
+        self._drain.queue.put(self._lane, turn)
 
     def _without_held(self, groups: list[Group], failures: list[KnownFailure]) -> tuple[list[Group], float]:
         """

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import structlog
 
 from outboxd import backoff, errors
@@ -36,8 +37,7 @@ DEFERRALS_MAX = 4
 DIED_ERROR = "the process died while this message was being delivered"
 
 
-@dataclass(slots=True)
-class Delivered:
+class Delivered(msgspec.Struct, eq=False):
     """Groups of one turn that were delivered, with how many calls, and the messages they stand for."""
 
     turn: Turn
@@ -51,8 +51,7 @@ class Delivered:
         return len(self.ids)
 
 
-@dataclass(slots=True)
-class Ending:
+class Ending(msgspec.Struct, eq=False):
     """
     How a delivery ended that needs more than a delete.
 

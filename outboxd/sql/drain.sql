@@ -202,12 +202,12 @@ SELECT scheduled_from FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER
 
 -- name: delete_messages
 -- Delete exactly the messages that were read before their receiver ran (I2); never `id < newest`.
--- $1 int8[]        ids
+-- $1 text          ids, as an array's text: the driver takes 0.16 µs for each element of an array, this takes half
 -- index            primary key; the delete itself goes by the physical addresses found there
 DELETE FROM {table}
 WHERE ctid = ANY (
     ARRAY(
-        SELECT o.ctid FROM {table} AS o WHERE o.id = ANY ($1::int8[]) ORDER BY o.id
+        SELECT o.ctid FROM {table} AS o WHERE o.id = ANY ($1::text::int8[]) ORDER BY o.id
     )
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -339,6 +340,28 @@ async def test_an_async_function_may_await_what_is_not_a_coroutine(
     await drain_once(database, {"MEMBER": awaits})
 
     assert results == ["done", "executed", [1, 2]]
+
+
+@pytest.mark.parametrize("suspends", [False, True], ids=["at once", "after it was suspended"])
+async def test_what_a_receiver_sets_in_its_context_is_gone_with_it(
+    database: str, connection: asyncpg.Connection, suspends: bool
+) -> None:
+    tenant: contextvars.ContextVar[int] = contextvars.ContextVar("tenant")
+    seen: list[tuple[object, object]] = []
+
+    async def binds(message: Message) -> None:
+        before = tenant.get(None)
+        token = tenant.set(message.id)
+        if suspends:
+            await asyncio.sleep(0)
+        seen.append((before, tenant.get()))
+        if message.id % 2:
+            tenant.reset(token)
+
+    ids = [await write(connection, shard=shard) for shard in range(1, 5)]
+    await drain_once(database, {"MEMBER": binds}, configure(concurrency=1))
+
+    assert seen == [(None, written) for written in ids]
 
 
 async def test_a_hard_stop_cancels_the_delivery_and_its_message_stays(
