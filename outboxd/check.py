@@ -46,6 +46,10 @@ async def check(load_configuration: Callable[[], Loaded], kinds: list[RoleKind],
         return error_findings("configuration", exc)
     source = loaded.source or "no file: defaults and environment"
     findings = [Finding("ok", "configuration", f"{source} ({loaded.config.silo_mode}: {outboxes})")]
+    findings += [
+        Finding("warning", "configuration", f"unknown variable {stranger}", "Correct or unset it.")
+        for stranger in loaded.strangers
+    ]
     findings += check_receivers(loaded)
     async with _connected(loaded, findings) as connection:
         if connection is not None:
@@ -99,9 +103,9 @@ async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[a
 
     Adds what it finds; yields None when there is no connection to go on with.
     """
-    connection = None
+    connection = plain = None
     if loaded.config.session_dsn:
-        findings += await _check_plain(loaded)
+        plain = await _check_plain(loaded, findings)
     key = "session_dsn" if loaded.config.session_dsn else "dsn"
     try:
         connection = await session.connect(load.read_secret(loaded, key), name="check")
@@ -110,6 +114,9 @@ async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[a
         findings += error_findings("connection", exc)
     else:
         findings.append(Finding("ok", "connection", f"{key}: directly to PostgreSQL, no pooler in between"))
+        if plain is not None and plain != await connection.fetchrow(_STATEMENTS["identity"]):
+            text = "dsn and session_dsn lead to different databases: what is written to one is not delivered"
+            findings.append(Finding("error", "connection", text, "Let both lead to the database with the outboxes."))
     try:
         yield connection
     finally:
@@ -117,14 +124,20 @@ async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[a
             await connection.close(timeout=5)
 
 
-async def _check_plain(loaded: Loaded) -> list[Finding]:
-    """Try `dsn` where a `session_dsn` stands beside it; a pooler is welcome there."""
+async def _check_plain(loaded: Loaded, findings: list[Finding]) -> asyncpg.Record | None:
+    """Try `dsn` where a `session_dsn` stands beside it, and tell which database it is; a pooler is welcome there."""
     try:
         connection = await session.connect(load.read_secret(loaded), name="check")
+        try:
+            with inspection.translated("asking dsn which database it is"):
+                identity = await connection.fetchrow(_STATEMENTS["identity"])
+        finally:
+            await session.close_quietly(connection)
     except errors.OutboxdError as exc:
-        return error_findings("connection", exc)
-    await connection.close(timeout=5)
-    return [Finding("ok", "connection", "dsn: answers")]
+        findings += error_findings("connection", exc)
+        return None
+    findings.append(Finding("ok", "connection", "dsn: answers"))
+    return identity
 
 
 async def _check_database(
@@ -157,6 +170,10 @@ async def _check_server(connection: asyncpg.Connection) -> list[Finding]:
     if row["in_recovery"]:
         text = "this server is a standby: it cannot be written to"
         remedy = "Connect to the primary (target_session_attrs=read-write)."
+        findings.append(Finding("error", "server", text, remedy, errors.StoreUnavailable.exit_code))
+    elif row["read_only"]:
+        text = f"transactions are read-only by default for role {row['role']} on database {row['database']}"
+        remedy = "Set default_transaction_read_only to off: ALTER DATABASE or ALTER ROLE, wherever it was set."
         findings.append(Finding("error", "server", text, remedy, errors.StoreUnavailable.exit_code))
     if not row["autovacuum"]:
         text = "autovacuum is off: dead rows will slow every find down"

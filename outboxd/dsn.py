@@ -55,7 +55,7 @@ _CONNINFO = re.compile(r"\s*(\w+)\s*=\s*('(?:[^'\\]|\\.)*'|(?:[^\s'\\]|\\.)*)(?:
 _AUTHORITY = re.compile(r"(?s)([a-z][a-z0-9+.-]*://)([^:]*):(.*)@", re.IGNORECASE)
 _QUERY_ITEM = re.compile(r"([?&])([^=&?]+)=([^&]*)")
 _CONNINFO_SECRET = re.compile(r"(?is)(password\s*=\s*)('(?:[^'\\]|\\.)*'?|(?:[^\s\\]|\\.)*)")
-_URL_IN_TEXT = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*):[^\s@]+@", re.IGNORECASE)
+_URL_IN_TEXT = re.compile(r"([a-z][a-z0-9+.-]*://[^\s:/@]*):\S+@", re.IGNORECASE)
 
 
 def connect_arguments(dsn_text: str, *, key: str = "dsn") -> dict[str, Any]:
@@ -123,8 +123,10 @@ def masked(dsn_text: str) -> str:
 
 
 def masked_within(text: str) -> str:
-    """Hide the passwords of any URLs in a longer text, such as an error message."""
-    return _URL_IN_TEXT.sub(r"\1:***@", text) if "://" in text else text
+    """Hide the passwords of any DSNs in a longer text, such as an error message."""
+    if "://" in text:  # up to the last @ of the word: a password may hold one that is not encoded
+        text = _URL_IN_TEXT.sub(r"\1:***@", text)
+    return _CONNINFO_SECRET.sub(r"\1***", text) if "=" in text else text
 
 
 def _mask_item(match: re.Match[str]) -> str:

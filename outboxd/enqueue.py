@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _STATEMENTS = sql.load("enqueue.sql")
 
 PAYLOAD_TIMEOUT_S = 600.0
+NOT_NULL_VIOLATION = "23502"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,6 +124,10 @@ async def _insert(connection: asyncpg.Connection, statement: str, arguments: lis
                 number: int = await connection.fetchval(statement, *arguments, timeout=PAYLOAD_TIMEOUT_S)
     except errors.StatementFailed as exc:
         # 22: a value that its type refuses. 23: a constraint of the table.
+        if (
+            exc.sqlstate == NOT_NULL_VIOLATION
+        ):  # ours are all given, so it is a column that outboxd does not know, or the id
+            raise errors.SchemaError(str(exc), hint="Give the column a default, or allow null in it.") from exc
         if exc.sqlstate[:2] in ("22", "23"):
             raise errors.InvalidOutboxError(str(exc)) from exc
         raise

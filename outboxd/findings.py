@@ -47,4 +47,5 @@ def lines(findings: list[Finding]) -> list[str]:
                 shown += [f"{'':8} {line}" for line in rest]
                 shown += [f"{'':8} -> {line}" for line in finding.remedy.splitlines()]
     counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
-    return [*shown, f"{counts[0]} errors, {counts[1]} warnings" if any(counts) else "everything is in order"]
+    named = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in zip(counts, ("error", "warning"), strict=True)]
+    return [*shown, ", ".join(named) if any(counts) else "everything is in order"]

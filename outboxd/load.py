@@ -38,12 +38,14 @@ class Loaded:
         source: The file used; None when there is none.
         folder: Its folder, absolute; receivers are imported from there.
         secret_files: Keys such as `dsn` whose value stands in a file named by `<NAME>_FILE`.
+        strangers: Variables of the environment that look like misspelt ones of ours, with what may be meant.
     """
 
     config: Config
     source: Path | None = None
     folder: Path | None = None
     secret_files: Mapping[str, Path] = field(default_factory=dict)
+    strangers: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ def load(
     problems = layers.problems + [_from_origin(p, layers) for p in relations.problems(config)]
     if problems:
         raise errors.ConfigError(problems, source=str(source or ""))
-    return Loaded(config, source, source.resolve().parent if source else None, layers.files)
+    return Loaded(config, source, source.resolve().parent if source else None, layers.files, _strangers(environ))
 
 
 def read_secret(loaded: Loaded, key: str = "dsn") -> str:
@@ -158,6 +160,13 @@ def _apply_environment(layers: _Layers, environ: Mapping[str, str]) -> None:
         elif value or (value == "" and key in (*SECRETS, "http.listen")):
             _set(layers, key, value, name)
             layers.from_text.add(key)
+
+
+def _strangers(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Find variables that would be ours but for a typing error; others with our prefix may be anybody's."""
+    known = {"OUTBOX_CONFIG", *ENVIRONMENT, *(f"{name}_FILE" for name in ENVIRONMENT)}
+    others = sorted(name for name in environ if name.startswith("OUTBOX_") and name not in known)
+    return tuple(f"{name}{near}" for name in others if (near := suggest.nearest(name, known)).startswith(", did"))
 
 
 def _apply_file(layers: _Layers, name: str, key: str, file: Path) -> None:

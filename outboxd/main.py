@@ -117,6 +117,8 @@ def build_registry(loaded: Loaded) -> Registry:
         ConfigError: A module does not import, a category is unknown, or there is no outbox to drain.
     """
     config = loaded.config
+    for stranger in loaded.strangers:
+        _log.warning("config.unknown_variable", variable=stranger)
     config.require_outboxes()
     built = registry.build(config, registry.load_receivers(config.receivers.modules, loaded.folder))
     if not built.receiver_count:
@@ -137,6 +139,7 @@ class Daemon:
     def __init__(self, load: Callable[[], Loaded]) -> None:
         self._load = load
         self._loaded = load()
+        log.configure(self._loaded.config.log.format, self._loaded.config.log.level)
         self._registry = build_registry(self._loaded)
         self._manager = ServiceManager()
         self._reload = asyncio.Event()
@@ -219,6 +222,7 @@ class Daemon:
         kept = _need_restart(self._loaded, loaded)
         if kept:
             _log.warning("config.restart_needed", keys=kept)
+        log.configure(loaded.config.log.format, loaded.config.log.level)
         self._pipeline.apply(loaded.config, built)
         _log.info("config.reloaded", source=str(loaded.source or ""))
 

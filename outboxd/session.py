@@ -56,6 +56,7 @@ _UNAVAILABLE = {
     "57P04",
     "57P05",
 }
+_UNREACHABLE = "Look whether PostgreSQL runs there, and whether host and port of the DSN are right."
 _MISSING = {"42P01": "table", "42703": "column", "3F000": "schema", "42883": "function"}
 _PRIVILEGE = "42501"
 
@@ -136,8 +137,8 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
         raise translate(exc, doing) from exc
     except Exception as exc:
         error = translate(exc, doing)
-        if isinstance(error, errors.StoreUnavailable) and not dsn_text:
-            error.hint = "Set OUTBOX_DSN, or dsn in the configuration."
+        if isinstance(error, errors.StoreUnavailable) and not error.hint:
+            error.hint = _UNREACHABLE if dsn_text else "Set OUTBOX_DSN, or dsn in the configuration."
         raise error from exc
     _keep_alive(connection)
     return connection

@@ -8,6 +8,7 @@ A sub-command is a file of this folder with one click command named `command`. I
 
 from __future__ import annotations
 
+import errno
 import importlib
 import math
 import os
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+OUTPUT_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Name -> one-line help. Dashes become underscores in the module's name. The help stands here so that
 # `outboxd --help` imports no command; a test keeps both in step.
@@ -48,16 +50,22 @@ class Context:
     config_path: Path | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
-    def load(self) -> Loaded:
+    def read(self) -> Loaded:
         """
-        Load the configuration and log as it says; may be called again to reload.
+        Load the configuration; may be called again to reload.
 
         Raises:
             ConfigError: All problems of file, environment and flags at once.
         """
-        from outboxd import load, log  # `outboxd --help` must not pay for them
+        from outboxd import load  # `outboxd --help` must not pay for it
 
-        loaded = load.load(self.config_path, overrides=self.overrides)
+        return load.load(self.config_path, overrides=self.overrides)
+
+    def load(self) -> Loaded:
+        """Load the configuration as `read` does, and log as it says."""
+        from outboxd import log
+
+        loaded = self.read()
         log.configure(loaded.config.log.format, loaded.config.log.level)
         return loaded
 
@@ -102,7 +110,13 @@ class LazyGroup(click.Group):
     epilog="Exit codes: 0 done; 1 something failed and stays in the outbox; 2 usage; "
     "69 database or Redis out of reach; 78 configuration or schema wrong.",
 )
-@click.option("--config", "config_path", metavar="FILE", type=click.Path(path_type=Path), help="Configuration file.")
+@click.option(
+    "--config",
+    "config_path",
+    metavar="FILE",
+    type=click.Path(readable=False, path_type=Path),
+    help="Configuration file.",
+)
 @click.option("--dsn", metavar="DSN", help="Database. Visible in the process list: prefer OUTBOX_DSN.")
 @click.option(
     "--silo-mode",
@@ -157,7 +171,7 @@ def _given(**options: Any) -> dict[str, Any]:
 def _run_app(context: Context, *, once: bool, **options: Any) -> int:
     from outboxd import main as app  # the database driver loads only when it is needed
 
-    code: int = app.run_once(context.load, **options) if once else app.run_daemon(context.load)
+    code: int = app.run_once(context.load, **options) if once else app.run_daemon(context.read)
     return code
 
 
@@ -172,7 +186,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         result = cli.main(arguments, prog_name="outboxd", standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None where it was closed before we started
+            sys.stdout.flush()
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
@@ -182,6 +197,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except (ReaderLeftError, BrokenPipeError):
         _forget_stdout()
         return BROKEN_PIPE
+    except OSError as exc:
+        if exc.errno not in OUTPUT_ERRORS:
+            raise
+        _forget_stdout()
+        click.echo(f"error: cannot write the output: {exc.strerror}", err=True)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.Abort as exc:

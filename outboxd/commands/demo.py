@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import sys
 from pathlib import Path
@@ -36,6 +37,8 @@ def command(context: Context, *, seconds: float, data: Path | None) -> None:
     Starts a PostgreSQL server, creates the tables, runs a small shop that writes messages, and the daemon that
     delivers them. Needs no root and no PostgreSQL; leaves no process and, without --data, no file behind.
     """
+    if not math.isfinite(seconds):
+        raise errors.UsageError("--seconds takes a number of seconds; 0 means until Ctrl-C")
     if context.config_path is not None or context.overrides:
         raise errors.UsageError(
             "the demo has a database and a configuration of its own: it takes no --config, --dsn or --silo-mode"

@@ -1,13 +1,18 @@
 -- What `outboxd check` asks beyond the statements of inspect.sql. All read the catalog only and lock nothing.
 
 -- name: server
--- returns          version number, in recovery, autovacuum on, clock, role, database
+-- returns          version number, in recovery, read-only by default, autovacuum on, clock, role, database
 SELECT current_setting('server_version_num')::int4 AS version,
        pg_is_in_recovery() AS in_recovery,
+       current_setting('default_transaction_read_only')::bool AS read_only,
        current_setting('autovacuum')::bool AND current_setting('track_counts')::bool AS autovacuum,
        clock_timestamp() AS clock,
        current_user::text AS role,
        current_database()::text AS database
+
+-- name: identity
+-- returns          what tells one database from another, also through a pooler
+SELECT current_database()::text AS database, pg_postmaster_start_time() AS started_at
 
 -- name: has_role
 -- $1 text          a role's name

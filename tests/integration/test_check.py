@@ -129,7 +129,29 @@ class TestConnection:
     async def test_down(self, tmp_path: Path) -> None:
         code, findings = await check(write_configuration(tmp_path, "postgresql:///x?host=/nonexistent"))
         assert code == 69
-        assert len(of_level(findings, "error")) == 1
+        [remedy] = of_level(findings, "error").values()
+        assert "host and port" in remedy
+
+    async def test_two_dsns_that_lead_to_different_databases(
+        self, database: str, postgres: Postgres, tmp_path: Path
+    ) -> None:
+        async with empty_database(postgres) as other:
+            config = write_configuration(tmp_path, database)
+            await run("migrate", config=config)
+            _, same = await check(config, env={"OUTBOX_SESSION_DSN": database})
+            code, found = await check(config, env={"OUTBOX_SESSION_DSN": other})
+        assert of_level(same, "error") == {}
+        assert code == 78
+        assert any("different databases" in text for text in of_level(found, "error"))
+
+    async def test_read_only_by_default(self, database: str, connection: asyncpg.Connection, tmp_path: Path) -> None:
+        config = write_configuration(tmp_path, database)
+        await run("migrate", config=config)
+        name = urlsplit(database).path[1:]
+        await connection.execute(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        code, found = await check(config)
+        [(text, remedy)] = of_level(found, "error").items()
+        assert (code, "read-only by default" in text, "ALTER DATABASE" in remedy) == (69, True, True)
 
     async def test_unknown_database(self, database: str, tmp_path: Path) -> None:
         nowhere = urlunsplit(urlsplit(database)._replace(path="/nowhere_at_all"))

@@ -89,6 +89,13 @@ class TestWrite:
             await enqueue(connection, config, message(object="x" * 41))
         assert await connection.fetchval("SELECT count(*) FROM outbox") == 1
 
+    async def test_a_column_that_nobody_fills_is_a_matter_of_the_schema(self, connection: asyncpg.Connection) -> None:
+        await connection.execute(APPLICATION_TABLE.replace("id bigserial", "id bigint"))
+        await migrate(connection, configuration())
+        with pytest.raises(errors.SchemaError, match='"id"') as caught:
+            await enqueue(connection, configuration(), message())
+        assert "default" in caught.value.hint
+
     async def test_a_payload_of_50_mb(self, connection: asyncpg.Connection, tmp_path: Path) -> None:
         config = configuration()
         await migrate(connection, config)

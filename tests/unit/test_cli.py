@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -251,6 +252,31 @@ def test_a_reader_that_leaves_early_causes_no_noise(tmp_path: Path) -> None:
 
     assert process.returncode == commands.BROKEN_PIPE
     assert noise == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is Linux's")
+@pytest.mark.parametrize("arguments", [("catalog", "--json"), ("--help",)], ids=" ".join)
+def test_output_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    (tmp_path / "outboxd.toml").write_text("")
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "outboxd", *arguments],
+            stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRON, text=True, check=False,
+        )  # fmt: skip
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "error: cannot write the output: No space left on device"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "outboxd.toml").write_text("")
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m outboxd catalog >&-"],
+        stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRON, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
 def test_json_on_stdout_is_alone_there(tmp_path: Path) -> None:

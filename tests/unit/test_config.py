@@ -161,6 +161,15 @@ def test_the_file_is_searched_in_order(tmp_path: Path, monkeypatch: pytest.Monke
     assert load.load(environ={}).source == tmp_path / "etc.toml"
 
 
+def test_a_misspelt_variable_is_noticed_and_a_stranger_s_is_not(toml: Path) -> None:
+    toml.write_text("")
+    environ = {"OUTBOX_CONCURENCY": "9", "OUTBOX_OF_MY_APPLICATION": "1", "OUTBOX_DSN_FILE": "", "PATH": "/bin"}
+
+    loaded = load.load(toml, environ=environ)
+
+    assert loaded.strangers == ("OUTBOX_CONCURENCY, did you mean OUTBOX_CONCURRENCY?",)
+
+
 def test_tables_merge_and_arrays_replace(toml: Path) -> None:
     found = read(toml, "[drain]\nconcurrency = 9\n[receivers]\nmodules = ['a.b']")
 

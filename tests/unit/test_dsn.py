@@ -329,6 +329,18 @@ def test_whatever_is_given_is_understood_or_a_config_error(text: str) -> None:
         assert refusal(candidate) is not None
 
 
-@pytest.mark.parametrize("text", ["cannot reach postgresql://u:hunter2@h/d: no", "redis://:hunter2@h"])
-def test_passwords_of_urls_inside_a_text_are_masked(text: str) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cannot reach postgresql://u:hunter2@h/d: no",
+        "redis://:hunter2@h",
+        "cannot reach host=h password=hunter2 dbname=d: no",
+        "password = hunter2",
+    ],
+)
+def test_passwords_of_dsns_inside_a_text_are_masked(text: str) -> None:
     assert dsn.masked_within(text) == text.replace("hunter2", "***")
+
+
+def test_a_password_with_a_stray_at_sign_inside_a_text_is_masked_as_a_whole() -> None:
+    assert dsn.masked_within("no answer from postgresql://u:hun@ter2@h/d") == "no answer from postgresql://u:***@h/d"

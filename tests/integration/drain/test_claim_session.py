@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from outboxd import errors
+from outboxd import claims, errors
 from outboxd.claims import SHARD_CLASS, WORKER_CLASS, Claims
 from outboxd.live import Live
 from tests.drains import (
@@ -155,6 +155,25 @@ async def test_the_claim_session_is_opened_again_and_the_drain_goes_on(
         await until(lambda: 1_000 in seen.shards)
 
     assert await shard_locks(connection) == 0
+
+
+async def test_a_session_that_hears_nothing_any_more_is_replaced(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As behind a proxy that forgets what is listened to."""
+    monkeypatch.setattr(claims, "LISTEN_CHECK_INTERVAL_S", 0.0)
+    monkeypatch.setattr(claims, "PING_INTERVAL_S", 0.05)
+    monkeypatch.setattr(claims, "STATEMENT_TIMEOUT_S", 0.5)
+    async with draining(database, Recorder()) as pipeline:
+        deaf = pipeline.claims._session
+        assert deaf is not None
+        answered_at = deaf.answered_at
+        await until(lambda: deaf.answered_at > answered_at + 0.2)
+        assert deaf.alive, "while it hears, it stays"
+        async with deaf.turnstile:
+            await deaf.connection.execute("UNLISTEN *")
+        await until(lambda: not deaf.alive)
+        await until(lambda: reopened(connection, pipeline))
 
 
 async def test_a_lost_session_leaves_one_worker_row_and_none_at_the_end(
