@@ -20,7 +20,7 @@ async def check_outbox(connection: asyncpg.Connection, config: Config, outbox: O
     """Check one outbox table; what keeps the daemon from starting is an error, the rest advice."""
     subject = f"outbox {outbox.name}"
     try:
-        relation = await inspection.read_relation(connection, outbox)
+        relation = await inspection.read_relation(connection, outbox.table)
     except errors.SchemaError as exc:
         return [Finding("error", subject, str(exc), exc.hint)]
     if relation is None:

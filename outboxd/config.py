@@ -58,6 +58,7 @@ class BackfillConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     backfills_per_minute: Annotated[int, Meta(ge=0, le=100_000_000)] = 10_000
     state: Literal["postgres", "redis"] = "postgres"
+    pause_above_lag_s: Seconds = 60.0
 
 
 class ReceiversConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +113,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     shard_identifier_sql: str = ""
     object_identifier: str = "id"
     payload_sql: str = ""
+    where_sql: str = ""
+    region_names: list[str] = []
+    region_names_sql: str = ""
     replication_version: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1
 
 

@@ -9,6 +9,7 @@ Every error that outboxd raises on purpose.
     ├── FleetError                  exit 78   a living daemon has other outboxes or sharding columns
     ├── StoreUnavailable            exit 69   database or Redis cannot be reached; worth trying again
     ├── StatementFailed             exit 1    the database refused a statement (locked, timed out, broken)
+    ├── WatermarkError              exit 78   what stands as a backfill's watermark is none
     ├── InvalidOutboxError          exit 2    a message that breaks the rules; nothing was written
     ├── OutboxFlushError                      a receiver failed while messages were flushed
     ├── OutboxRecursionLimitError             receivers kept writing messages, round after round
@@ -89,6 +90,12 @@ class StatementFailed(OutboxdError):  # noqa: N818
     def __init__(self, message: str, *, sqlstate: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.sqlstate = sqlstate
+
+
+class WatermarkError(OutboxdError):
+    """What stands as the watermark of a backfill is none."""
+
+    exit_code = 78
 
 
 class InvalidOutboxError(OutboxdError):

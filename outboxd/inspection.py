@@ -96,7 +96,7 @@ class IndexState:
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A relation that stands under an outbox table's name, as found; `name` is quoted and qualified."""
+    """A relation that stands under a configured name, as found; `name` is quoted and qualified."""
 
     oid: int
     name: str
@@ -129,7 +129,7 @@ async def inspect_table(connection: asyncpg.Connection, outbox: OutboxConfig) ->
         SchemaError: It cannot be drained as it is; lists everything that is missing or wrong.
         StoreUnavailable: The connection is gone.
     """
-    relation = await read_relation(connection, outbox)
+    relation = await read_relation(connection, outbox.table)
     if relation is None:
         raise missing_table(outbox)
     faults = [*refusals(relation, outbox), *gaps(relation, outbox)]
@@ -161,16 +161,16 @@ def faults_error(outbox: OutboxConfig, faults: list[Fault]) -> errors.SchemaErro
     )
 
 
-async def read_relation(connection: asyncpg.Connection, outbox: OutboxConfig) -> Relation | None:
+async def read_relation(connection: asyncpg.Connection, table: str) -> Relation | None:
     """
-    Read what the catalog says about an outbox's table; None when there is none.
+    Read what the catalog says about a configured table; None when there is none.
 
     Raises:
         SchemaError: Its schema may not be used by this role.
         StoreUnavailable: The connection is gone.
     """
-    with translated(f"looking at table {outbox.table}"):
-        row = await connection.fetchrow(_STATEMENTS["relation"], sql.quote_qualified(outbox.table))
+    with translated(f"looking at table {table}"):
+        row = await connection.fetchrow(_STATEMENTS["relation"], sql.quote_qualified(table))
         if row is None:
             return None
         columns = await connection.fetch(_STATEMENTS["columns"], row["oid"])

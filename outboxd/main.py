@@ -13,7 +13,7 @@ import anyio
 
 from outboxd import errors, log, registry
 from outboxd.lifecycle import ServiceManager
-from outboxd.load import Loaded, session_dsn
+from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.once import drain_once
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
@@ -146,7 +146,13 @@ class Daemon:
 
     async def run(self) -> int:
         """Start up, drain, shut down; returns the exit code."""
-        self._pipeline = Pipeline(self._loaded.config, self._registry, lambda: session_dsn(self._loaded))
+        self._pipeline = Pipeline(
+            self._loaded.config,
+            self._registry,
+            lambda: session_dsn(self._loaded),
+            redis_url=lambda: read_secret(self._loaded, "redis_url"),
+            backfills=True,
+        )
         self._pipeline.live.on_progress = self._manager.progressed
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
         self._stopper = Stopper(self._pipeline)

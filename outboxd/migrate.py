@@ -113,7 +113,7 @@ async def _refuse(connection: asyncpg.Connection, config: Config) -> None:
     inspection.refuse_newer(config.schema, number or 0)
     lines = []
     for outbox in config.outboxes:
-        relation = await inspection.read_relation(connection, outbox)
+        relation = await inspection.read_relation(connection, outbox.table)
         found = inspection.refusals(relation, outbox) if relation else []
         lines += [f"outbox {outbox.name}: table {outbox.table}: {fault}" for fault in found]
     if lines:
@@ -167,7 +167,7 @@ def categories_json(config: Config) -> str:
 async def _migrate_outbox(
     connection: asyncpg.Connection, config: Config, outbox: OutboxConfig, *, notify: bool
 ) -> list[str]:
-    relation = await inspection.read_relation(connection, outbox)
+    relation = await inspection.read_relation(connection, outbox.table)
     if relation is None:
         done = await _create(connection, outbox)
     else:
@@ -276,7 +276,7 @@ async def _build(connection: asyncpg.Connection, statement: str) -> None:
 
 
 async def _add_trigger(connection: asyncpg.Connection, config: Config, outbox: OutboxConfig) -> list[str]:
-    relation = await inspection.read_relation(connection, outbox)
+    relation = await inspection.read_relation(connection, outbox.table)
     if relation is None or await inspection.notify_trigger(connection, relation.oid) is not None:
         return []  # a disabled one was disabled on purpose
     names = {"table": relation.name, "schema": sql.quote(config.schema)}

@@ -13,7 +13,7 @@ import anyio
 import click
 import msgspec
 
-from outboxd.load import Loaded, session_dsn
+from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
 from outboxd.stopping import EXIT_HARD_STOP, Stopper
@@ -61,7 +61,14 @@ async def drain_once(
         OutboxdError: An outbox could not be drained; the summary of the others has been printed.
     """
     started_at = time.monotonic()
-    pipeline = Pipeline(loaded.config, registry, lambda: session_dsn(loaded), bounded=True)
+    pipeline = Pipeline(
+        loaded.config,
+        registry,
+        lambda: session_dsn(loaded),
+        bounded=True,
+        redis_url=lambda: read_secret(loaded, "redis_url"),
+        backfills=True,
+    )
     await pipeline.open()
     try:
         ran = await pipeline.claims.lock_once(_subject(loaded))
@@ -110,7 +117,7 @@ def _summary(pipeline: Pipeline, seconds: float) -> Summary:
         failed_shards=sum(len(b.failed) for b in bounded),
         skipped_shards=sum(len(b.skipped) for b in bounded),
         remaining_due=pipeline.remaining_due,
-        backfilled={},
+        backfilled=pipeline.backfill.rows() if pipeline.backfill is not None else {},
         buried=totals["buried"],
         seconds=round(seconds, 3),
     )

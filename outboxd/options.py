@@ -48,6 +48,26 @@ class Switches:
         return (scope, text, region) in self.shards or (scope, text, None) in self.shards
 
 
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """
+    What options and pauses say of backfills.
+
+    Attributes:
+        versions: Highest version that a table may be walked with.
+        regions: To which a table's walk is limited.
+        paused: Tables whose walk is paused; None among them: all.
+    """
+
+    versions: dict[str, int] = field(default_factory=dict)
+    regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    paused: frozenset[str | None] = frozenset()
+
+    def is_paused(self, table: str) -> bool:
+        """Whether the walk of this table is paused."""
+        return table in self.paused or None in self.paused
+
+
 NOTHING_OFF = Switches()
 """What is off almost always; compared by identity where it is asked for each message."""
 
@@ -67,6 +87,7 @@ class SwitchBoard:
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.now = NOTHING_OFF
+        self.gates = Gates()
         self._complaints: set[str] = set()
 
     async def refresh(self) -> None:
@@ -79,7 +100,9 @@ class SwitchBoard:
         options = await self._session.fetch("reading options", self._sql["options"])
         pauses = await self._session.fetch("reading pauses", self._sql["pauses"])
         complaints: set[str] = set()
-        switches = self._combine({row[0]: row[1] for row in options}, [tuple(row) for row in pauses], complaints)
+        values = {row[0]: row[1] for row in options}
+        switches = self._combine(values, [tuple(row) for row in pauses], complaints)
+        self.gates = self._gates(values, frozenset(row[6] for row in pauses if row[0] == "backfill"), complaints)
         for complaint in sorted(complaints - self._complaints):
             log.warning("options.ignored", problem=complaint)
         self._complaints = complaints
@@ -106,7 +129,7 @@ class SwitchBoard:
         for name, scope in config.scopes.items():
             key = scope.disabled_shards_option or f"outbox.disabled_shards.{name}"
             shards |= {(scope.value, _canonical(identifier), None) for identifier in _list_of(options, key, complaints)}
-        for kind, outbox, category, scope_value, identifier, region in pauses:
+        for kind, outbox, category, scope_value, identifier, region, _table in pauses:
             if kind == "outbox":
                 outboxes.add(outbox)
             elif kind == "category":
@@ -116,6 +139,30 @@ class SwitchBoard:
         if not (outboxes or categories or shards):
             return NOTHING_OFF
         return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))
+
+    def _gates(self, options: dict[str, str], paused: frozenset[str | None], complaints: set[str]) -> Gates:
+        versions: dict[str, int] = {}
+        regions: dict[str, tuple[str, ...]] = {}
+        for table in (model.table for model in self.config.model):
+            key = f"outbox_replication.{table}.replication_version"
+            if key in options:
+                versions[table] = _version(options, key, complaints)
+            key = f"outbox_replication.{table}.backfill.target_regions"
+            if key in options:
+                regions[table] = tuple(str(name) for name in _list_of(options, key, complaints))
+        return Gates(versions, regions, paused)
+
+
+def _version(options: dict[str, str], key: str, complaints: set[str]) -> int:
+    """Read a version; what is none holds the walk back, because somebody meant to gate it."""
+    try:
+        value = json.loads(options[key])
+    except (ValueError, RecursionError):
+        value = None
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    complaints.add(f"{key}: expected a whole number, got {options[key][:60]}; the walk waits")
+    return 0
 
 
 def _canonical(identifier: Any) -> str:

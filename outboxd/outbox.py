@@ -73,7 +73,7 @@ class Outbox:
         columns = list(table.shard_columns)
         self._scope, self._identifier = columns.index("shard_scope"), columns.index("shard_identifier")
         self._region = columns.index("region_name") if "region_name" in columns else None
-        renderer = _renderer(table, schema)
+        renderer = renderer_of(table, schema)
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.finding = Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
         self.reading = Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
@@ -345,7 +345,8 @@ def _storable(text: str) -> str:
     return text[:ERROR_CHARACTERS_MAX].replace("\0", "").encode(errors="replace").decode()
 
 
-def _renderer(table: Table, schema: str) -> sql.Renderer:
+def renderer_of(table: Table, schema: str) -> sql.Renderer:
+    """Return what fills the placeholders of statements about this outbox table."""
     columns = list(table.shard_columns)
     region = "region_name" in columns
     positions = {column: number for number, column in enumerate(columns)}

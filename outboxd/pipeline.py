@@ -18,6 +18,7 @@ import msgspec
 import structlog
 
 from outboxd import errors, schedule, session, settle
+from outboxd.backfill import Backfill
 from outboxd.bounded import BoundedRun
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
@@ -180,6 +181,8 @@ class Pipeline:
         dsn: Tells where to connect, asked at every reconnect.
         bounded: End when a whole pass finds nothing more to do.
         rounds_max: ... or after so many passes that found something.
+        redis_url: Tells where Redis is, for watermarks that are kept there.
+        backfills: Whether tables are walked: all the time, or (bounded) for a minute's allowance at the end.
     """
 
     def __init__(
@@ -190,6 +193,8 @@ class Pipeline:
         *,
         bounded: bool = False,
         rounds_max: int | None = None,
+        redis_url: Callable[[], str] = lambda: "",
+        backfills: bool = False,
     ) -> None:
         self.config = config
         self.dsn = dsn
@@ -198,6 +203,7 @@ class Pipeline:
         self.live = Live(config.drain, registry)
         self.claims = Claims(dsn, config, self.live)
         self.switchboard = SwitchBoard(config, dsn)
+        self.backfill = Backfill(config, self.switchboard, dsn, redis_url, self.live) if backfills else None
         self.drain = Drain(self.live, Delivery(self.live))
         self.branches = [Branch(outbox, self) for outbox in config.outboxes]
         self.remaining_due = 0
@@ -229,6 +235,8 @@ class Pipeline:
             async with anyio.create_task_group() as background:
                 background.start_soon(self.claims.run)
                 background.start_soon(self._keep_refreshing)
+                if self.backfill is not None and not self.bounded:
+                    background.start_soon(self.backfill.run)
                 with self._delivering:
                     await self._work(background)
                 self.live.stopping = True
@@ -237,6 +245,9 @@ class Pipeline:
                 if self.bounded:
                     with anyio.move_on_after(SETTLE_AT_END_S_MAX):
                         await self._count_remaining()
+                    if self.backfill is not None and not self._stopped.is_set():
+                        self.live.stopping = False
+                        await self.backfill.spend_a_minute()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # the locks must go, however we end
@@ -254,6 +265,8 @@ class Pipeline:
         """Deregister and close every session."""
         await self.claims.close()
         await self.switchboard.close()
+        if self.backfill is not None:
+            await self.backfill.close()
         for branch in self.branches:
             if branch.outbox is not None:
                 await branch.outbox.close()

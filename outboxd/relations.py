@@ -99,7 +99,7 @@ def _models(config: Config) -> Iterator[str]:
     # A watermark belongs to a table: two walks of one table would share it.
     walked = (m.table for m in config.model if m.replication_version)
     yield from _twice("model: the backfilled table", walked)
-    outboxes = {o.name for o in config.outbox if o.name}
+    outboxes = {o.name: o for o in config.outbox if o.name}
     for i, model in enumerate(config.model):
         at = f'model "{model.table}"' if model.table else f"model[{i}]"
         yield from _table_problems(at, model.table)
@@ -109,6 +109,7 @@ def _models(config: Config) -> Iterator[str]:
             near = suggest.nearest(model.category, config.categories)
             yield f"{at}: category: unknown category {model.category}{near}"
         yield from _model_columns(at, model)
+        yield from _model_regions(at, model, outboxes.get(model.outbox))
 
 
 def _model_columns(at: str, model: ModelConfig) -> Iterator[str]:
@@ -118,9 +119,27 @@ def _model_columns(at: str, model: ModelConfig) -> Iterator[str]:
         column = getattr(model, key)
         if not sql.is_identifier(column) and (column or key == "object_identifier"):
             yield f"{at}: {key} cannot be the name of a column: {column!r}"
-    for key in ("shard_identifier_sql", "payload_sql"):
+    for key in ("shard_identifier_sql", "payload_sql", "where_sql", "region_names_sql"):
         if "\0" in getattr(model, key):
             yield f"{at}: {key} holds a NUL character"
+
+
+def _model_regions(at: str, model: ModelConfig, outbox: OutboxConfig | None) -> Iterator[str]:
+    """Ask for regions where the outbox shards by them, and refuse them elsewhere."""
+    given = [key for key in ("region_names", "region_names_sql") if getattr(model, key)]
+    if len(given) > 1:
+        yield f"{at}: region_names and region_names_sql are both given, keep one"
+    if outbox is None:
+        return
+    if given and "region_name" not in outbox.sharding_columns:
+        yield f"{at}: {given[0]}: outbox {outbox.name} has no region_name among its sharding_columns"
+    if not given and model.replication_version and "region_name" in outbox.sharding_columns:
+        yield f"{at}: needs region_names or region_names_sql, because outbox {outbox.name} shards by region"
+    for name in model.region_names:
+        if not name or "\0" in name:
+            yield f"{at}: region_names: {name!r} cannot be the name of a region"
+    if len(set(model.region_names)) < len(model.region_names):
+        yield f"{at}: region_names: a region stands there twice"
 
 
 def _table_problems(at: str, table: str | None) -> Iterator[str]:

@@ -216,6 +216,8 @@ class Session:
         }
         self._connection: asyncpg.Connection | None = None
         self._turnstile = asyncio.Lock()
+        self.opened = 0
+        """How many connections there have been: what a session holds is gone with the connection it was won on."""
 
     async def fetch(self, doing: str, statement: str, *args: Any) -> list[asyncpg.Record]:
         """
@@ -265,6 +267,7 @@ class Session:
                 "timestamptz", schema="pg_catalog", format="tuple", encoder=_as_tuple, decoder=itemgetter(0)
             )
             self._connection = connection
+            self.opened += 1
         return self._connection
 
     def terminate(self) -> None:

@@ -19,6 +19,8 @@ import asyncpg
 import pytest
 
 from outboxd.embedded import embedded_postgres, embedded_valkey
+from outboxd.migrate import migrate
+from tests.drains import STANDARD
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -49,10 +51,6 @@ class Postgres:
         return urlunsplit(urlsplit(self.dsn)._replace(path=f"/{database}"))
 
 
-async def prepare_template(connection: asyncpg.Connection) -> None:
-    """Fill the database that every test's database is a copy of."""
-
-
 @pytest.fixture(scope="session")
 async def postgres() -> AsyncIterator[Postgres]:
     if SERVER_DSN:
@@ -73,13 +71,19 @@ async def _connected(dsn: str) -> AsyncIterator[Postgres]:
 
 
 @pytest.fixture(scope="session")
-async def template(postgres: Postgres) -> AsyncIterator[str]:
-    """The name of the prepared database; nobody is connected to it, or it could not be copied."""
-    name = f"{_PREFIX}_template"
+def template() -> str:
+    """The database that every test's database is a copy of: an empty one. Folders may choose `migrated`."""
+    return "template1"
+
+
+@pytest.fixture(scope="session")
+async def migrated(postgres: Postgres) -> AsyncIterator[str]:
+    """A database with one outbox of each kind; nobody is connected to it, or it could not be copied."""
+    name = f"{_PREFIX}_migrated"
     await postgres.admin.execute(f"CREATE DATABASE {name}")
     try:
         async with _connected(postgres.dsn_of(name)) as prepared:
-            await prepare_template(prepared.admin)
+            await migrate(prepared.admin, STANDARD)
         yield name
     finally:
         await postgres.admin.execute(f"DROP DATABASE {name} WITH (FORCE)")

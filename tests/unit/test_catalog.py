@@ -50,6 +50,7 @@ table = "organizationmember"
 outbox = "control"
 category = "ORGANIZATION_UPDATE"
 shard_identifier_sql = "coalesce(organization_id, 0)"
+region_names = ["us"]
 """
 MODULE = """
 from outboxd.registry import receiver

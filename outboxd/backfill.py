@@ -1,0 +1,302 @@
+"""
+Backfill: walk existing tables and write a message for each row, at a bounded rate.
+
+A model's watermark says where its walk is, and with which version; the options say how far it may go. Every tick each
+model is looked at; those with work take turns until the budget is spent. One that is broken stops nothing but itself
+(I14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import msgspec
+import structlog
+
+from outboxd import errors, session
+from outboxd.budget import Ledger, LoadGauge, Pace
+from outboxd.source import FRESH, Walk, inspect_walk
+from outboxd.walker import Walker
+from outboxd.watermark import PostgresWatermarks, RedisWatermarks, State, Watermarks, next_step
+
+if TYPE_CHECKING:
+    from outboxd.config import Config, ModelConfig, SiloMode
+    from outboxd.live import Live
+    from outboxd.options import SwitchBoard
+    from outboxd.session import Fetch
+
+log = structlog.get_logger()
+
+TICK_S = 1.0
+BATCH_ROWS_MAX = 10_000
+
+
+class BackfillBatch(msgspec.Struct, frozen=True):
+    """What one batch did: the low bound before and after, source rows, messages, whether the walk goes on."""
+
+    low: str
+    up: str
+    count: int
+    messages: int
+    has_more: bool
+
+
+class Backfill:
+    """
+    The context of all backfills of one process.
+
+    Args:
+        config: Models, outboxes, rate and watermark store.
+        switchboard: Options and pauses, kept fresh by somebody else.
+        dsn: Tells where the database is.
+        redis_url: Tells where Redis is.
+        live: Nothing is begun once we are stopping.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        switchboard: SwitchBoard,
+        dsn: Callable[[], str],
+        redis_url: Callable[[], str],
+        live: Live,
+    ) -> None:
+        self.config = config
+        self.live = live
+        self.switchboard = switchboard
+        self.session = session.Session(dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=300)
+        self.watermarks: Watermarks = (
+            RedisWatermarks(self.session, redis_url)
+            if config.backfill.state == "redis"
+            else PostgresWatermarks(self.session, config.schema)
+        )
+        names = {outbox.name for outbox in config.outboxes}
+        self.walkers = deque(
+            Walker(
+                model,
+                session=self.session,
+                watermarks=self.watermarks,
+                switchboard=switchboard,
+                inspect=self.inspect,
+            )
+            for model in config.model
+            if model.outbox in names
+        )
+        self.ledger = Ledger(config.schema, [walker.table for walker in self.walkers])
+        self.window_max = 0
+        """Messages that any 60 seconds may hold now."""
+        self.left = 0
+        """Messages that this tick may still write."""
+        self.written = 0
+        """Messages written since the start."""
+        self._dsn = dsn
+        self._pace = Pace()
+        self._gauge = LoadGauge(config, self.session, dsn)
+        self._unavailable = ""
+
+    async def run(self) -> None:
+        """Tick every second; returns at once when there is no model."""
+        while self.walkers:
+            began_at = time.monotonic()
+            await self.tick(paced=True)
+            await asyncio.sleep(max(0.0, began_at + TICK_S - time.monotonic()))
+
+    async def spend_a_minute(self) -> None:
+        """Write what one minute allows (`--once`), or until we are stopped."""
+        while await self.tick(paced=False):
+            continue
+
+    async def tick(self, *, paced: bool, force_synchronous: bool = False) -> bool:
+        """
+        Look at every model, and walk those that can be walked while the budget lasts.
+
+        Args:
+            paced: Spread the rate over the minute, instead of spending what is left of it at once.
+            force_synchronous: Ignore the options that gate versions.
+
+        Returns:
+            Whether anything was written. A model, database or Redis that fails is logged and tried again later.
+        """
+        try:
+            for walker in self.walkers:
+                target = find_replication_version(self, walker.model, force_synchronous)
+                await walker.guarded(walker.observe(target))
+            written = await self._spend(paced=paced, force_synchronous=force_synchronous)
+        except errors.StoreUnavailable as exc:
+            if not self._unavailable:
+                log.warning("backfill.unavailable", error=str(exc), hint=exc.hint or None)
+            self._unavailable = str(exc)
+            return False
+        finally:
+            for walker in self.walkers:
+                walker.report()
+        if self._unavailable:
+            log.info("backfill.resumed")
+            self._unavailable = ""
+        return written
+
+    def waiting_for_turn(self) -> deque[Walker]:
+        """Return the models that can be walked; each tick begins with another one."""
+        self.walkers.rotate(-1)
+        return deque(walker for walker in self.walkers if walker.progress.condition == "walking")
+
+    async def inspect(self, model: ModelConfig) -> Walk:
+        """Look at a model's tables."""
+        connection = await session.connect(self._dsn(), name=f"inspect {model.table}")
+        try:
+            return await inspect_walk(connection, self.config, model)
+        except Exception as exc:
+            raise session.translate(exc, f"inspecting model {model.table}") from exc
+        finally:
+            await session.close_quietly(connection)
+
+    def rows(self) -> dict[str, int]:
+        """Tell how many source rows were done since the start, by table."""
+        return {walker.table: walker.progress.rows for walker in self.walkers if walker.progress.rows}
+
+    async def close(self) -> None:
+        """Close the sessions, and with them every lock."""
+        await self.watermarks.close()
+        await self.session.close()
+
+    async def _spend(self, *, paced: bool, force_synchronous: bool) -> bool:
+        ready = [walker for walker in self.walkers if walker.progress.condition == "walking"]
+        if not ready:  # only then does counting the load cost nothing
+            return False
+        load = await self._gauge.measure(self.switchboard.now)
+        if load.lag_s > self.config.backfill.pause_above_lag_s:
+            for walker in ready:
+                walker.progress.condition = "lag"
+            return False
+        rate = self.config.backfill.backfills_per_minute
+        need = max(walker.progress.need for walker in ready)
+        self.left = self._pace.allowance(rate, need) if paced else rate
+        before = self.written
+        try:
+            return await backfill_outboxes_for(self, self.config.silo_mode, load.scheduled, rate, force_synchronous)
+        finally:
+            self._pace.spend(self.written - before)
+
+
+async def backfill_outboxes_for(
+    context: Backfill,
+    silo_mode: SiloMode,
+    scheduled_count: int,
+    max_batch_rate: int,
+    force_synchronous: bool = False,
+) -> bool:
+    """
+    Spend what this tick may, on the models of a silo mode, which take turns.
+
+    Args:
+        context: Holds what the tick may spend (`left`), and what was spent before.
+        silo_mode: Whose outboxes.
+        scheduled_count: Due rows of live traffic, which go before.
+        max_batch_rate: Messages a minute.
+        force_synchronous: Ignore the options that gate versions.
+
+    Returns:
+        Whether anything was written.
+    """
+    context.window_max = max(0, max_batch_rate - scheduled_count)
+    context.left = min(context.left, context.window_max)
+    silos = {outbox.name: outbox.silo for outbox in context.config.outbox}
+    queue = deque(
+        walker for walker in context.waiting_for_turn() if silo_mode in ("monolith", silos[walker.model.outbox])
+    )
+    ends_at = time.monotonic() + TICK_S
+    written = False
+    while queue and time.monotonic() < ends_at and not context.live.stopping:
+        walker = queue.popleft()
+        share = max(context.left // (len(queue) + 1), min(context.left, walker.progress.need))
+        batch_size = min(BATCH_ROWS_MAX, share // walker.fan_out())
+        work = process_outbox_backfill_batch(context, walker, batch_size, force_synchronous)
+        batch = await walker.guarded(work)
+        if batch is not None:
+            written = True
+            if batch.has_more:
+                queue.append(walker)
+    return written
+
+
+async def process_outbox_backfill_batch(
+    context: Backfill, walker: Walker, batch_size: int, force_synchronous: bool = False
+) -> BackfillBatch | None:
+    """
+    Write the messages of a model's next rows, and move its watermark.
+
+    Args:
+        context: What is shared.
+        walker: The model.
+        batch_size: Source rows at most. With 0 or less nothing is done: a batch of no rows would look like the end.
+        force_synchronous: Ignore the option that gates the version.
+
+    Returns:
+        None when there is nothing to do, nothing may be spent, or another process walks the table.
+    """
+    if batch_size <= 0:
+        walker.progress.condition = "budget"
+        return None
+    target = find_replication_version(context, walker.model, force_synchronous)
+    if next_step(await context.watermarks.get_processing_state(walker.table), target) is None:
+        return None
+    if not await walker.hold():
+        walker.progress.condition = "elsewhere"
+        return None
+    walk = await walker.walk()
+    batch = await context.watermarks.advance(
+        walker.table, functools.partial(_write_batch, context, walker, walk, batch_size, target)
+    )
+    if batch is not None:
+        progress = walker.progress
+        progress.low_bound = batch.up
+        progress.rows += batch.count
+        progress.messages += batch.messages
+        context.left -= batch.messages
+        context.written += batch.messages
+        progress.condition = "walking" if batch.has_more else "finished"
+    return batch
+
+
+def find_replication_version(context: Backfill, model: ModelConfig, force_synchronous: bool = False) -> int:
+    """Tell the version that a model may be walked with: its own, or that of the option if that is lower."""
+    option = context.switchboard.gates.versions.get(model.table)
+    if option is None or force_synchronous:
+        return model.replication_version
+    return min(option, model.replication_version)
+
+
+async def _write_batch(
+    context: Backfill, walker: Walker, walk: Walk, batch_size: int, target: int, fetch: Fetch, state: State
+) -> tuple[BackfillBatch | None, State]:
+    """Write one batch in the transaction of *fetch*; returns also where the walk is then."""
+    step = next_step(state, target)
+    if step is None:  # somebody has walked on since we looked
+        return None, state
+    first_key = walk.source.first_key(step.low_bound)
+    finished = State(FRESH, step.version + 1)
+    if walk.source.is_past_the_end(first_key):
+        return BackfillBatch(step.low_bound, FRESH, 0, 0, has_more=False), finished
+    allowed = min(context.left, context.window_max - await context.ledger.spent(fetch))
+    rows_max = min(batch_size, allowed // walker.fan_out())
+    if rows_max <= 0 or allowed < walker.progress.need:
+        walker.progress.condition = "budget"
+        return None, state
+    arguments = [first_key, rows_max, walk.scope, walk.category, walker.regions()]
+    row = (await fetch(walk.sql["batch"], *arguments, *([allowed] if walk.by_row else [])))[0]
+    looked, done, last_key, messages = row
+    if looked and not done:  # one row alone makes more messages than may be written now
+        walker.progress.need, walker.progress.condition = messages, "budget"
+        return None, state
+    walker.progress.need = walker.fan_out()
+    if messages:
+        await context.ledger.spend(fetch, walker.table, messages)
+    if done == looked < rows_max:
+        return BackfillBatch(step.low_bound, FRESH, done, messages, has_more=False), finished
+    after = State(walk.source.low_bound_after(last_key), step.version)
+    return BackfillBatch(step.low_bound, after.low_bound, done, messages, has_more=True), after

@@ -1,0 +1,140 @@
+"""
+What backfills may write now: the rate, less what live traffic needs.
+
+Any 60 seconds hold at most `rate - scheduled rows` messages. What was written in them is kept in the database, so that
+replicas, restarts and runs of `--once` keep the rate together; within the minute a daemon spreads it evenly.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import structlog
+
+from outboxd import errors, session, sql
+from outboxd.inspection import inspect_table
+from outboxd.outbox import renderer_of
+
+if TYPE_CHECKING:
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.options import Switches
+    from outboxd.session import Fetch, Session
+
+log = structlog.get_logger()
+
+_STATEMENTS = sql.load("backfill.sql")
+
+SPENDING_CLASS = 1_870_099_305
+CATCH_UP_S = 5.0
+ROWS_LOOKED_AT_MIN = 10_000
+
+
+class Pace:
+    """Spreads a rate evenly, whatever the length of the ticks; what a tick does not use is saved for a while."""
+
+    def __init__(self) -> None:
+        self._saved = 0.0
+        self._filled_at: float | None = None
+
+    def allowance(self, rate: int, need: int) -> int:
+        """
+        Tell what may be written now.
+
+        Args:
+            rate: Messages a minute.
+            need: So many must be saved up in any case, because they cannot be written in part.
+        """
+        now = time.monotonic()
+        elapsed_s = 1.0 if self._filled_at is None else now - self._filled_at
+        self._filled_at = now
+        self._saved = min(max(rate * CATCH_UP_S / 60, need), self._saved + rate * elapsed_s / 60)
+        return int(self._saved)
+
+    def spend(self, messages: int) -> None:
+        """Take what was written."""
+        self._saved -= messages
+
+
+class Ledger:
+    """What was spent in the last 60 seconds, by everybody who walks these tables."""
+
+    def __init__(self, schema: str, tables: list[str]) -> None:
+        self._tables = tables
+        renderer = sql.Renderer({"schema": sql.quote(schema)}, {})
+        self._sql = {name: renderer.render(_STATEMENTS[name]) for name in ("lock_spending", "spent", "spend")}
+
+    async def spent(self, fetch: Fetch) -> int:
+        """Tell it; until the end of the transaction nobody else may ask."""
+        await fetch(self._sql["lock_spending"], SPENDING_CLASS)
+        return int((await fetch(self._sql["spent"], self._tables))[0][0])
+
+    async def spend(self, fetch: Fetch, table: str, messages: int) -> None:
+        """Note what a batch has written."""
+        await fetch(self._sql["spend"], table, messages)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy the drain is: due rows that it could deliver, and the age of the oldest in seconds."""
+
+    scheduled: int
+    lag_s: float
+
+
+class LoadGauge:
+    """
+    Measures the load of the silo's outboxes.
+
+    Args:
+        config: Its `outboxes`.
+        session: Where to ask.
+        dsn: Tells where to connect to look at the tables.
+    """
+
+    def __init__(self, config: Config, session: Session, dsn: Callable[[], str]) -> None:
+        self._config = config
+        self._session = session
+        self._dsn = dsn
+        self._statements: dict[str, str] = {}
+
+    async def measure(self, switches: Switches) -> Load:
+        """
+        Count due rows that are neither paused nor of failing shards, up to the rate.
+
+        An outbox that cannot be looked at counts as idle: nothing can be written to it, and the others go on.
+
+        Raises:
+            StoreUnavailable: The database is away.
+        """
+        rows_max = max(ROWS_LOOKED_AT_MIN, self._config.backfill.backfills_per_minute)
+        shards = list(switches.shards)
+        off = [[shard[0] for shard in shards], [shard[1] for shard in shards], [shard[2] for shard in shards]]
+        scheduled, lag_s = 0, 0.0
+        for outbox in self._config.outboxes:
+            if outbox.name in switches.outboxes:
+                continue
+            try:
+                statement = await self._statement(outbox)
+                doing = f"measuring outbox {outbox.name}"
+                categories = list(switches.categories)
+                rows = await self._session.fetch(doing, statement, outbox.name, rows_max, categories, *off)
+            except (errors.SchemaError, errors.StatementFailed) as exc:
+                self._statements.pop(outbox.name, None)
+                log.debug("backfill.load_unknown", outbox=outbox.name, error=str(exc))
+                continue
+            scheduled += rows[0][0]
+            lag_s = max(lag_s, rows[0][1])
+        return Load(scheduled, lag_s)
+
+    async def _statement(self, outbox: OutboxConfig) -> str:
+        if outbox.name not in self._statements:
+            connection = await session.connect(self._dsn(), name=f"inspect {outbox.name}")
+            try:
+                table = await inspect_table(connection, outbox)
+            finally:
+                await session.close_quietly(connection)
+            self._statements[outbox.name] = renderer_of(table, self._config.schema).render(_STATEMENTS["load"])
+        return self._statements[outbox.name]

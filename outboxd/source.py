@@ -1,0 +1,190 @@
+"""A model's source table: what a backfill needs to know of it, and the statements that walk it."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from outboxd import errors, inspection, sql
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, ModelConfig
+    from outboxd.inspection import Table
+
+_STATEMENTS = sql.load("backfill.sql")
+_INTEGER_MAX = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
+_KINDS = ("r", "p")
+
+FRESH = "0"
+"""The low bound of a walk that has not begun, whatever the type of the key."""
+_ZERO = "-0"
+"""The low bound 0 of a walk under way: there may be negative keys, which are done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """
+    A source table that can be walked.
+
+    Attributes:
+        name: Quoted and qualified, ready for SQL.
+        alias: Its bare name, quoted: expressions of the configuration may use it.
+        key: The column of its primary key, quoted.
+        key_type: `smallint`, `integer`, `bigint` or `uuid`.
+    """
+
+    oid: int
+    name: str
+    alias: str
+    key: str
+    key_type: str
+
+    def first_key(self, low_bound: str) -> Any:
+        """
+        Turn a low bound into the key where a batch begins.
+
+        Returns:
+            An integer (the lowest that is not done), a UUID (the last one done), or None: begin at the lowest key.
+
+        Raises:
+            WatermarkError: It is neither.
+        """
+        if low_bound == FRESH:
+            return None
+        try:
+            return uuid.UUID(low_bound) if self.key_type == "uuid" else int(low_bound)
+        except ValueError:
+            raise errors.WatermarkError(
+                f"the low bound {low_bound!r} is no {self.key_type}",
+                hint="Set another one with `outboxd backfill rewind`.",
+            ) from None
+
+    def low_bound_after(self, last_key: str) -> str:
+        """Tell the low bound when *last_key* is done."""
+        if self.key_type == "uuid":
+            return last_key
+        following = int(last_key) + 1
+        return str(following) if following else _ZERO
+
+    def is_past_the_end(self, first_key: Any) -> bool:
+        """Whether no key of the type can be so high."""
+        return isinstance(first_key, int) and first_key > _INTEGER_MAX[self.key_type]
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """
+    One model's walk: its tables and statements.
+
+    Attributes:
+        by_row: Each row names its own regions.
+        columns: How many messages a row makes stands in `regions`, unless `by_row`.
+    """
+
+    model: ModelConfig
+    source: Source
+    outbox: Table
+    scope: int
+    category: int
+    by_row: bool
+    sql: dict[str, str]
+
+
+async def inspect_walk(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> Walk:
+    """
+    Look at a model's source table and outbox.
+
+    Raises:
+        SchemaError: One of them is missing, cannot be used, or has no fitting primary key.
+        StoreUnavailable: The connection is gone.
+    """
+    outbox = next(o for o in config.outbox if o.name == model.outbox)
+    source = await _inspect_source(connection, model)
+    table = await inspection.inspect_table(connection, outbox)
+    category = config.categories[model.category]
+    return Walk(
+        model=model,
+        source=source,
+        outbox=table,
+        scope=config.scopes[category.scope].value,
+        category=category.value,
+        by_row=bool(model.region_names_sql.strip()),
+        sql=_render(config.schema, model, source, table),
+    )
+
+
+async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) -> Source:
+    relation = await inspection.read_relation(connection, model.table)
+    subject = f"model {model.table}"
+    if relation is None:
+        raise errors.SchemaError(
+            f"{subject}: there is no such table", hint="Correct [[model]] table; write schema.table if need be."
+        )
+    if relation.kind not in _KINDS:
+        raise errors.SchemaError(f"{subject}: {relation.name} is not a table", hint="Only a table can be walked.")
+    if relation.row_security:
+        raise errors.SchemaError(
+            f"{subject}: row level security hides rows from this role, which would be passed over in silence",
+            hint=f"Give the role BYPASSRLS, or ALTER TABLE {relation.name} DISABLE ROW LEVEL SECURITY.",
+        )
+    keys = next((index.keys for index in relation.indexes if index.is_primary), ())
+    if len(keys) != 1:
+        found = f"its primary key is ({', '.join(keys)})" if keys else "it has no primary key"
+        raise errors.SchemaError(
+            f"{subject}: {found}", hint="A walk goes along a primary key of one column, an integer or a uuid."
+        )
+    key_type = relation.columns[keys[0]].type
+    if key_type not in (*_INTEGER_MAX, "uuid"):
+        raise errors.SchemaError(
+            f"{subject}: its primary key {keys[0]} is of type {key_type}",
+            hint="A walk goes along a primary key of one column, an integer or a uuid.",
+        )
+    bare = model.table.partition(".")[2] or model.table
+    return Source(relation.oid, relation.name, sql.quote(bare), sql.quote(keys[0]), key_type)
+
+
+def _render(schema: str, model: ModelConfig, source: Source, table: Table) -> dict[str, str]:
+    def column(name: str) -> str:
+        return f"{source.alias}.{sql.quote(name)}" if name else ""
+
+    key = f"{source.alias}.{source.key}"
+    above = ">" if source.key_type == "uuid" else ">="
+    given = {
+        "region_name": "target.region_name",
+        "shard_scope": "$3::int4",
+        "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
+        "category": "$4::int4",
+        "object_identifier": column(model.object_identifier),
+        "payload": _expression(model.payload_sql, "NULL::jsonb"),
+    }
+    columns = [name for name in given if name != "region_name" or name in table.shard_columns]
+
+    def resumed(number: str) -> str:
+        return f"(${number}::{source.key_type} IS NULL OR {key} {above} ${number}::{source.key_type})"
+
+    renderer = sql.Renderer(
+        {
+            "schema": sql.quote(schema),
+            "table": table.name,
+            "source": source.name,
+            "alias": source.alias,
+            "key": key,
+            "key_type": source.key_type,
+            "condition": _expression(model.where_sql, "true"),
+            "columns": ", ".join(sql.quote(name) for name in columns),
+            "values": ", ".join(given[name] for name in columns),
+            "resumed": resumed,
+            "regions": f"({model.region_names_sql}\n)::text[]",
+        },
+        table.shard_columns,
+    )
+    names = ("batch_by_row" if model.region_names_sql.strip() else "batch", "extent")
+    return {"batch" if name.startswith("batch") else name: renderer.render(_STATEMENTS[name]) for name in names}
+
+
+def _expression(text: str, otherwise: str) -> str:
+    """Write an expression of the configuration, if there is one; a comment at its end must not swallow ours."""
+    return f"({text}\n)" if text.strip() else otherwise

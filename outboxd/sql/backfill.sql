@@ -1,0 +1,191 @@
+-- Backfill: walk a source table along its primary key and write a message for each row.
+--
+-- Names in braces beside the usual ones: {source} and {alias} (the source table and its bare name), {key} (its primary
+-- key, qualified), {key_type}; {shard_identifier}, {object_identifier}, {payload}, {condition}, {regions}: expressions of the
+-- configuration over the row.
+
+-- name: watermark
+-- $1 text          source table
+-- returns          low_bound, version; no row: never seen
+SELECT low_bound, version FROM {schema}.backfill_watermark WHERE table_name = $1::text
+
+-- name: lock_watermark
+-- Create the watermark of a table that was never seen, and lock it: whoever walks the same table waits here (I12).
+-- $1 text          source table
+-- $2 text          low bound of a walk that has not begun
+-- $3 int4          the version it begins with
+-- returns          low_bound, version
+-- locks            the watermark's row, until commit
+INSERT INTO {schema}.backfill_watermark AS w (table_name, low_bound, version)
+VALUES ($1::text, $2::text, $3::int4)
+ON CONFLICT (table_name) DO UPDATE SET updated_at = w.updated_at
+RETURNING low_bound, version
+
+-- name: move_watermark
+-- $1 text          source table
+-- $2 text          low bound
+-- $3 int4          version
+UPDATE {schema}.backfill_watermark
+SET low_bound = $2::text, version = $3::int4, updated_at = now()
+WHERE table_name = $1::text
+
+-- name: try_lock_table
+-- The lock of whoever walks a table; it goes with the session.
+-- $1 int4          lock class
+-- $2 text          source table
+-- returns          whether it was won
+SELECT pg_try_advisory_lock($1::int4, hashtext($2::text)) AS won
+
+-- name: lock_spending
+-- One batch at a time decides what it may spend, else two could spend the same allowance.
+-- $1 int4          lock class
+-- locks            an advisory lock, until commit
+SELECT pg_advisory_xact_lock($1::int4, 0)
+
+-- name: spent
+-- What was written in the last 60 seconds. The clock, not the transaction's start: a batch that waited for its turn must
+-- see what was spent meanwhile.
+-- $1 text[]        source tables
+-- returns          messages
+SELECT coalesce(sum(messages), 0)::int8 AS messages
+FROM {schema}.backfill_spending
+WHERE table_name = ANY ($1::text[]) AND spent_at > clock_timestamp() - interval '60 seconds'
+
+-- name: spend
+-- $1 text          source table
+-- $2 int4          messages
+WITH old AS (
+    DELETE FROM {schema}.backfill_spending
+    WHERE table_name = $1::text AND spent_at < clock_timestamp() - interval '10 minutes'
+)
+INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, $2::int4)
+
+-- name: load
+-- How busy the drain is: due messages that it could deliver now, neither paused nor of a failing shard, and the age of
+-- the oldest. Looks at no more rows than the budget could be worth.
+-- $1 text          outbox
+-- $2 int8          rows at most
+-- $3 int4[]        categories that are switched off
+-- $4 int4[]        scope, ...
+-- $5 text[]        ... identifier ...
+-- $6 text[]        ... and region (null: any) of shards that are switched off
+-- returns          scheduled (rows), lag_s (0 when there is none)
+-- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
+SELECT
+    count(*) AS scheduled,
+    coalesce(extract(epoch FROM now() - min(greatest(due.date_added, due.scheduled_for))), 0)::float8 AS lag_s
+FROM (
+    SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
+    FROM {table} AS o
+    WHERE o.scheduled_for <= now()
+    ORDER BY o.scheduled_for, {shard:o}
+    LIMIT $2::int8
+) AS due
+WHERE due.category <> ALL ($3::int4[])
+    AND NOT EXISTS (
+        SELECT
+        FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
+        WHERE off.shard_scope = due.shard_scope
+            AND off.shard_identifier = due.shard_identifier::text
+            AND (off.region_name IS NULL OR off.region_name = {region_text:due})
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM {schema}.failure AS known
+        WHERE known.outbox = $1::text
+            AND known.shard_scope = due.shard_scope
+            AND known.shard_identifier = due.shard_identifier::text
+            AND known.region_name = {region_text:due}
+    )
+
+-- name: batch
+-- Write the messages of the next rows in the order of the primary key. Gaps in it cost nothing.
+-- $1 {key_type}    where to begin; null: at the lowest key
+-- $2 int4          source rows at most
+-- $3 int4          scope
+-- $4 int4          category
+-- $5 text[]        regions; one that is null where the outbox has none
+-- returns          source rows looked at and done (the same number), the last one's key, messages written
+-- index            primary key of the source table
+WITH bound AS MATERIALIZED (
+    SELECT count(*) AS seen, (array_agg(batch.key ORDER BY batch.key DESC))[1] AS last_key
+    FROM (
+        SELECT {key} AS key
+        FROM {source} AS {alias}
+        WHERE {resumed:1}
+        ORDER BY {key}
+        LIMIT $2::int4
+    ) AS batch
+),
+written AS (
+    INSERT INTO {table} ({columns})
+    SELECT {values}
+    FROM {source} AS {alias}
+    CROSS JOIN unnest($5::text[]) AS target (region_name)
+    WHERE {resumed:1}
+        AND {key} <= (SELECT last_key FROM bound)
+        AND {condition}
+    RETURNING 1
+)
+SELECT seen AS looked, seen AS done, last_key::text, (SELECT count(*) FROM written) AS messages FROM bound
+
+-- name: batch_by_row
+-- As `batch`, where each row names its regions: as many rows as have no more than the given number of messages in all.
+-- $1 {key_type}    where to begin; null: at the lowest key
+-- $2 int4          source rows at most
+-- $3 int4          scope
+-- $4 int4          category
+-- $5 text[]        regions that are wanted; null: all
+-- $6 int8          messages at most
+-- returns          source rows looked at and done, the last one's key, messages written; of 0 rows done the number of
+--                  messages that the first one makes: it alone is too many
+-- index            primary key of the source table
+WITH sized AS MATERIALIZED (
+    SELECT batch.key, sum(batch.messages) OVER (ORDER BY batch.key) AS total
+    FROM (
+        SELECT {key} AS key, CASE WHEN {condition} THEN cardinality(
+            ARRAY(
+                SELECT DISTINCT named.region_name
+                FROM unnest({regions}) AS named (region_name)
+                WHERE named.region_name IS NOT NULL AND ($5::text[] IS NULL OR named.region_name = ANY ($5::text[]))
+            )
+        ) ELSE 0 END AS messages
+        FROM {source} AS {alias}
+        WHERE {resumed:1}
+        ORDER BY {key}
+        LIMIT $2::int4
+    ) AS batch
+),
+bound AS MATERIALIZED (
+    SELECT count(*) AS seen, (array_agg(sized.key ORDER BY sized.key DESC))[1] AS last_key
+    FROM sized
+    WHERE sized.total <= $6::int8
+),
+written AS (
+    INSERT INTO {table} ({columns})
+    SELECT {values}
+    FROM {source} AS {alias}
+    CROSS JOIN LATERAL (
+        SELECT DISTINCT named.region_name
+        FROM unnest({regions}) AS named (region_name)
+        WHERE named.region_name IS NOT NULL AND ($5::text[] IS NULL OR named.region_name = ANY ($5::text[]))
+    ) AS target
+    WHERE {resumed:1}
+        AND {key} <= (SELECT last_key FROM bound)
+        AND {condition}
+    RETURNING 1
+)
+SELECT
+    (SELECT count(*) FROM sized) AS looked,
+    seen AS done,
+    last_key::text,
+    CASE WHEN seen = 0 THEN (SELECT min(total) FROM sized) ELSE (SELECT count(*) FROM written) END::int8 AS messages
+FROM bound
+
+-- name: extent
+-- returns          lowest and highest key, rows (an estimate; -1: never analysed)
+SELECT
+    (SELECT {key}::text FROM {source} AS {alias} ORDER BY {key} LIMIT 1) AS lowest,
+    (SELECT {key}::text FROM {source} AS {alias} ORDER BY {key} DESC LIMIT 1) AS highest,
+    (SELECT greatest(reltuples, -1)::int8 FROM pg_class WHERE oid = $1::oid) AS estimated_rows
+-- $1 oid           the source table

@@ -1,0 +1,181 @@
+"""One model's walk: what is known of it, whether it can go on, and what becomes of its errors."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import msgspec
+import structlog
+
+from outboxd import errors, sql
+from outboxd.source import FRESH
+from outboxd.watermark import next_step
+
+if TYPE_CHECKING:
+    from outboxd.config import ModelConfig
+    from outboxd.options import SwitchBoard
+    from outboxd.session import Session
+    from outboxd.source import Walk
+    from outboxd.watermark import Watermarks
+
+log = structlog.get_logger()
+
+TABLE_CLASS = 1_870_099_304
+RETRY_S_MAX = 60.0
+
+_TRY_LOCK = sql.load("backfill.sql")["try_lock_table"]
+
+Condition = Literal["never", "finished", "waiting", "walking", "paused", "lag", "budget", "elsewhere", "broken"]
+"""
+What a model's backfill does: it is never backfilled, has finished, waits for an option, walks; or could walk and is
+held back: by a pause, by live traffic, by the budget, by another process that walks the table, by an error.
+"""
+
+Result = TypeVar("Result")
+
+
+class Progress(msgspec.Struct):
+    """
+    What is known of one model's backfill, renewed every tick.
+
+    Attributes:
+        target: The version that it may be walked with now.
+        rows: Source rows done by this process; `messages` what was written for them.
+        need: Messages that its next row makes, at least.
+        error: Why it is broken.
+        watermark_errors: How often its watermark was none.
+    """
+
+    condition: Condition = "waiting"
+    low_bound: str = FRESH
+    version: int = 1
+    target: int = 0
+    rows: int = 0
+    messages: int = 0
+    need: int = 1
+    error: str = ""
+    watermark_errors: int = 0
+
+
+class Walker:
+    """
+    One model and its walk. Errors stay here: they are noted, logged once, and the walk is tried again later.
+
+    Args:
+        model: The model.
+        session: The session that writes batches, and holds the lock of the walk.
+        watermarks: Where the walk is.
+        switchboard: Options and pauses.
+        inspect: Looks at a model's tables.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        *,
+        session: Session,
+        watermarks: Watermarks,
+        switchboard: SwitchBoard,
+        inspect: Callable[[ModelConfig], Awaitable[Walk]],
+    ) -> None:
+        self.model = model
+        self.table = model.table
+        self.progress = Progress()
+        self._session = session
+        self._watermarks = watermarks
+        self._switchboard = switchboard
+        self._inspect = inspect
+        self._walk: Walk | None = None
+        self._locked_on = 0
+        self._failures = 0
+        self._retry_at = 0.0
+        self._reported: tuple[Condition, str] | None = None
+
+    async def guarded(self, work: Coroutine[Any, Any, Result]) -> Result | None:
+        """
+        Await *work*; an error of the model becomes its condition, and None.
+
+        Raises:
+            StoreUnavailable: That is everybody's matter.
+        """
+        if self._retry_at > time.monotonic():
+            work.close()
+            return None
+        try:
+            result = await work
+        except errors.StoreUnavailable:
+            raise
+        except errors.OutboxdError as exc:
+            self.progress.watermark_errors += isinstance(exc, errors.WatermarkError)
+            self._walk = None
+            self._failures += 1
+            self._retry_at = time.monotonic() + min(RETRY_S_MAX, 2.0**self._failures)
+            self.progress.condition = "broken"
+            self.progress.error = f"{exc}. {exc.hint}" if exc.hint else str(exc)
+            return None
+        self._failures, self._retry_at, self.progress.error = 0, 0.0, ""
+        return result
+
+    async def observe(self, target: int) -> None:
+        """Renew what is known: where the walk is, and whether it could go on with the version *target*."""
+        progress = self.progress
+        progress.target = target
+        state = await self._watermarks.get_processing_state(self.table)
+        progress.low_bound, progress.version = state.low_bound, state.version
+        if not self.model.replication_version:
+            progress.condition = "never"
+        elif next_step(state, self.model.replication_version) is None:
+            progress.condition = "finished"
+        elif next_step(state, target) is None or self.regions() == []:
+            progress.condition = "waiting"
+        elif self._switchboard.gates.is_paused(self.table):
+            progress.condition = "paused"
+        else:
+            await self.walk()
+            progress.condition = "walking"
+        progress.need = max(self.fan_out(), progress.need if self._walk is not None and self._walk.by_row else 1)
+
+    async def walk(self) -> Walk:
+        """Look at the tables, once; anew after an error."""
+        if self._walk is None:
+            self._walk = await self._inspect(self.model)
+        return self._walk
+
+    def regions(self) -> list[str | None] | None:
+        """
+        Tell to which regions a row's messages go.
+
+        Returns:
+            One None where the outbox has no regions; None where each row names its own, and none is left out.
+        """
+        targets = self._switchboard.gates.regions.get(self.table)
+        if self.model.region_names_sql.strip():
+            return None if targets is None else list(targets)
+        if not self.model.region_names:
+            return [None]
+        return [name for name in self.model.region_names if targets is None or name in targets]
+
+    def fan_out(self) -> int:
+        """Tell how many messages a row makes; 1 where each row names its own regions."""
+        return 1 if self.model.region_names_sql.strip() else len(self.regions() or [None])
+
+    async def hold(self) -> bool:
+        """Win the walk of the table; it is ours until the session ends."""
+        if self._locked_on != self._session.opened or not self._locked_on:
+            rows = await self._session.fetch(f"locking {self.table}", _TRY_LOCK, TABLE_CLASS, self.table)
+            self._locked_on = self._session.opened if rows[0][0] else 0
+        return bool(self._locked_on)
+
+    def report(self) -> None:
+        """Log what has changed since the last report."""
+        progress = self.progress
+        now = (progress.condition, progress.error)
+        if now == self._reported:
+            return
+        self._reported = now
+        if progress.condition == "broken":
+            log.warning("backfill.broken", table=self.table, error=progress.error)
+        else:
+            log.info("backfill.changed", table=self.table, condition=progress.condition, version=progress.version)
