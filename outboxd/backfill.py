@@ -79,6 +79,7 @@ class Backfill:
         self.walkers = deque(
             Walker(
                 model,
+                category=config.categories[model.category].value,
                 session=self.session,
                 watermarks=self.watermarks,
                 switchboard=switchboard,
@@ -98,6 +99,7 @@ class Backfill:
         self._pace = Pace()
         self._gauge = LoadGauge(config, self.session, dsn)
         self._unavailable = ""
+        self._lags = False
 
     async def run(self) -> None:
         """Tick every second; returns at once when there is no model."""
@@ -127,7 +129,7 @@ class Backfill:
                 target = find_replication_version(self, walker.model, force_synchronous)
                 await walker.guarded(walker.observe(target))
             written = await self._spend(paced=paced, force_synchronous=force_synchronous)
-        except errors.StoreUnavailable as exc:
+        except errors.OutboxdError as exc:
             if not self._unavailable:
                 log.warning("backfill.unavailable", error=str(exc), hint=exc.hint or None)
             self._unavailable = str(exc)
@@ -169,7 +171,9 @@ class Backfill:
         if not ready:  # only then does counting the load cost nothing
             return False
         load = await self._gauge.measure(self.switchboard.now)
-        if load.lag_s > self.config.backfill.pause_above_lag_s:
+        lag_s_max = self.config.backfill.pause_above_lag_s
+        self._lags = load.lag_s > (lag_s_max / 2 if self._lags else lag_s_max)  # else it would go on and off
+        if self._lags:
             for walker in ready:
                 walker.progress.condition = "lag"
             return False

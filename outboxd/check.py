@@ -114,14 +114,13 @@ async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[a
         findings += error_findings("connection", exc)
     else:
         findings.append(Finding("ok", "connection", f"{key}: directly to PostgreSQL, no pooler in between"))
-        if plain is not None and plain != await connection.fetchrow(_STATEMENTS["identity"]):
-            text = "dsn and session_dsn lead to different databases: what is written to one is not delivered"
-            findings.append(Finding("error", "connection", text, "Let both lead to the database with the outboxes."))
     try:
+        if plain is not None and connection is not None:
+            findings += await _compare(plain, connection)
         yield connection
     finally:
         if connection is not None:
-            await connection.close(timeout=5)
+            await session.close_quietly(connection)
 
 
 async def _check_plain(loaded: Loaded, findings: list[Finding]) -> asyncpg.Record | None:
@@ -140,6 +139,17 @@ async def _check_plain(loaded: Loaded, findings: list[Finding]) -> asyncpg.Recor
     return identity
 
 
+async def _compare(plain: asyncpg.Record, connection: asyncpg.Connection) -> list[Finding]:
+    try:
+        with inspection.translated("asking session_dsn which database it is"):
+            if plain == await connection.fetchrow(_STATEMENTS["identity"]):
+                return []
+    except errors.OutboxdError as exc:
+        return error_findings("connection", exc)
+    text = "dsn and session_dsn lead to different databases: what is written to one is not delivered"
+    return [Finding("error", "connection", text, "Let both lead to the database with the outboxes.")]
+
+
 async def _check_database(
     connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
 ) -> list[Finding]:
@@ -150,8 +160,13 @@ async def _check_database(
             findings.append(Finding("ok", "schema", f"{config.schema} is at the newest migration"))
         except errors.OutboxdError as exc:
             findings += error_findings("schema", exc)
+    tables: dict[int, str] = {}
     for outbox in config.outboxes:
         findings += await check_outbox(connection, config, outbox)
+        found = await privileges.find_table(connection, outbox.table)
+        if found is not None and tables.setdefault(found["oid"], outbox.name) != outbox.name:
+            text = f'outboxes "{tables[found["oid"]]}" and "{outbox.name}" are one table: {found["name"]}'
+            findings.append(Finding("error", f"outbox {outbox.name}", text, "Remove one of them."))
     for model in config.model:
         if model.outbox in [o.name for o in config.outboxes]:
             findings += await check_model(connection, model)

@@ -20,6 +20,7 @@ import anyio
 import anyio.to_thread
 
 from outboxd import errors
+from outboxd.live import Work
 from outboxd.model import Buried, Failed, Message, Outcome
 
 if TYPE_CHECKING:
@@ -68,7 +69,9 @@ class Delivery:
             except BaseException as exc:  # SystemExit and KeyboardInterrupt of a receiver must not end the daemon
                 return self._conclude(receiver, exc)
             if awaited is not _RETURNED:
-                return self._wait(receiver, self._bounded(_resumed(steps, awaited, context)), receivers, message)
+                return self._wait(
+                    receiver, self._bounded(receiver, _resumed(steps, awaited, context)), receivers, message
+                )
         return None
 
     async def _wait(
@@ -91,18 +94,18 @@ class Delivery:
         """Run a plain function; a thread cannot be cancelled, so after a timeout it runs on unheard."""
         self._limiter.total_tokens = self._live.drain.concurrency
         call = anyio.to_thread.run_sync(_caught, receiver, message, abandon_on_cancel=True, limiter=self._limiter)
-        result = await self._bounded(call)
+        result = await self._bounded(receiver, call)
         if isinstance(result, _Raised):
             raise result.exception
         if inspect.isawaitable(result):  # a plain function that returns a coroutine, e.g. a lambda
-            await self._bounded(result)
+            await self._bounded(receiver, result)
 
-    async def _bounded(self, awaitable: Awaitable[object]) -> object:
+    async def _bounded(self, receiver: Receiver, awaitable: Awaitable[object]) -> object:
         self.suspensions += 1
         timeout_s = self._live.drain.receiver_timeout_s
         deadline = asyncio.get_running_loop().time() + timeout_s
-        key = object()
-        self._live.deadlines[key] = deadline
+        work = Work(receiver.name)
+        self._live.deadlines[work] = deadline
         try:
             async with asyncio.timeout_at(deadline) as limit:
                 result = await awaitable
@@ -111,7 +114,7 @@ class Delivery:
                 raise _OverdueError(timeout_s) from exc
             raise
         finally:
-            del self._live.deadlines[key]
+            del self._live.deadlines[work]
         await _absorb_cancellation()
         return result
 

@@ -14,6 +14,18 @@ if TYPE_CHECKING:
     from outboxd.model import Failed, Message
     from outboxd.registry import Registry
 
+OVERDUE_S = 5.0
+
+
+class Work:
+    """A receiver at work; `overdue` once it was said that it outlives its timeout."""
+
+    __slots__ = ("overdue", "receiver")
+
+    def __init__(self, receiver: str) -> None:
+        self.receiver = receiver
+        self.overdue = False
+
 
 class Live:
     """
@@ -28,7 +40,7 @@ class Live:
         prepared: Deliveries are counted ahead, because a daemon died lately (I9).
         on_progress: Called by `beat`.
         on_failed: Called with each failed delivery and its message (None: it could not be given to a receiver).
-        deadlines: When each receiver at work must have returned, monotonic seconds.
+        deadlines: When each receiver at work must have returned, monotonic seconds; by a key that bears its name.
         look_every_s_max: However long the poll interval, look so often: the watchdog is fed by finished looks.
     """
 
@@ -39,7 +51,7 @@ class Live:
         self.stopping = False
         self.stopping_hard = False
         self.prepared = False
-        self.deadlines: dict[object, float] = {}
+        self.deadlines: dict[Work, float] = {}
         self.look_every_s_max = float("inf")
         self.on_progress: Callable[[], None] | None = None
         self.on_failed: Callable[[Failed, Message | None], None] | None = None
@@ -53,6 +65,14 @@ class Live:
         """Whether a receiver is at work inside its timeout."""
         now = time.monotonic()
         return any(deadline > now for deadline in self.deadlines.values())
+
+    def overdue(self) -> list[str]:
+        """Name the receivers that should have returned some seconds ago and have not been named before."""
+        late = time.monotonic() - OVERDUE_S
+        found = [work for work, deadline in self.deadlines.items() if deadline < late and not work.overdue]
+        for work in found:
+            work.overdue = True
+        return [work.receiver for work in found]
 
     def beat(self) -> None:
         """Say that a loop made progress; the watchdog is fed from here and from nowhere else."""

@@ -273,8 +273,17 @@ def _entry(path: str, index: int, entry: Any) -> str:
     return f'{path} "{name}"' if isinstance(name, str) and name else f"{path}[{index}]"
 
 
+@functools.cache
+def _all_keys() -> tuple[str, ...]:
+    """Name every key of a table, dotted: one that stands in the wrong table is known all the same."""
+    fields = msgspec.structs.fields(Config)
+    tables = [field for field in fields if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct)]
+    return tuple(f"{table.name}.{inner}" for table in tables for inner in table.type.__struct_fields__)
+
+
 def _unknown(path: str, key: str, known: Iterable[str]) -> str:
-    near = suggest.nearest(key, known)
+    elsewhere = [name for name in _all_keys() if name.rpartition(".")[2] == key]
+    near = f", did you mean {elsewhere[0]}?" if elsewhere else suggest.nearest(key, known)
     if path.endswith(('"', "]")):
         return f"{path}: unknown key {key}{near}"
     return f"unknown key {_at(path, key)}{near}"

@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import anyio
-
 from outboxd import errors, log, registry
 from outboxd.lifecycle import ServiceManager
 from outboxd.load import Loaded, read_secret, session_dsn
@@ -180,26 +178,26 @@ class Daemon:
                     self._manager.status(f"waiting: {exc}")
                 self._pipeline.live.beat()
                 await self._pipeline.pause(pause_s)
+                if self._reload.is_set():
+                    self._reload.clear()
+                    self._reload_now()
                 pause_s = min(2 * pause_s, WAIT_PAUSE_S_MAX)
             else:
                 return True
         return False
 
     async def _drain(self) -> None:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._announce_readiness)
-            tasks.start_soon(self._summarise)
-            tasks.start_soon(self._reload_when_told)
-            tasks.start_soon(self._stopper.run)
-            tasks.start_soon(self._announce_stop)
-            await self._pipeline.run()
-            tasks.cancel_scope.cancel()
+        await self._pipeline.run(
+            self._announce_readiness, self._summarise, self._reload_when_told, self._stopper.run, self._announce_stop
+        )
 
     async def _announce_readiness(self) -> None:
         """Say that we are ready once every outbox can be drained; those that can are drained meanwhile."""
         await self._pipeline.ready()
+        outboxes = [o.name for o in self._loaded.config.outboxes]
+        self._manager.status(f"draining {', '.join(outboxes)}")
         self._manager.ready()
-        _log.info("daemon.ready", outboxes=[o.name for o in self._loaded.config.outboxes])
+        _log.info("daemon.ready", outboxes=outboxes)
 
     async def _announce_stop(self) -> None:
         await self._stopper.stopping.wait()

@@ -66,9 +66,9 @@ class Candidate(msgspec.Struct, frozen=True):
     """
     A shard that may be drained.
 
-    `due_at` is the due time that the find saw; a read under the lock checks that a message with it is
-    still there. None: a turn of ours ended before the shard did, no check is needed. Messages up to `after_id` have
-    just been seen, and were all held.
+    `due_at` is the due time that the find saw; a read under the lock checks that a message with it is still there.
+    None: a turn of ours ended before the shard did, and any due message among those read will do. Messages up to
+    `after_id` have just been seen, and were all held.
     """
 
     shard: ShardKey

@@ -9,7 +9,6 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-import anyio
 import click
 import msgspec
 
@@ -96,10 +95,7 @@ async def _run(pipeline: Pipeline, max_seconds: float | None) -> None:
         asyncio.get_running_loop().call_later(max_seconds, stopper.stop)
     # What receivers print must not spoil the document on stdout.
     with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(stopper.run)
-            await pipeline.run()
-            tasks.cancel_scope.cancel()
+        await pipeline.run(stopper.run)
 
 
 def _subject(loaded: Loaded) -> str:

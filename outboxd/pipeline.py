@@ -11,7 +11,7 @@ nothing more to do.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import msgspec
@@ -32,7 +32,7 @@ from outboxd.schedule import Scheduler
 from outboxd.settle import Settler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from anyio.abc import TaskGroup
 
@@ -229,12 +229,22 @@ class Pipeline:
             await self.claims.close()  # its row without its lock would look like a death
             raise
 
-    async def run(self) -> None:
-        """Drain until stopped, or (bounded) until nothing is left; settle; close. Call `open` first."""
+    async def run(self, *companions: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """
+        Drain until stopped, or (bounded) until nothing is left; settle; close. Call `open` first.
+
+        Args:
+            companions: What runs beside it, and is cancelled when it is done.
+
+        Raises:
+            ConfigError: Two outboxes are one table.
+        """
         try:
             async with anyio.create_task_group() as background:
                 background.start_soon(self.claims.run)
                 background.start_soon(self._keep_refreshing)
+                for companion in companions:
+                    background.start_soon(companion)
                 if self.backfill is not None and not self.bounded:
                     background.start_soon(self.backfill.run)
                 with self._delivering:
@@ -368,6 +378,8 @@ class Pipeline:
         failures = 0
         while True:
             await asyncio.sleep(REFRESH_INTERVAL_S)
+            for receiver in self.live.overdue():
+                log.warning("receiver.overdue", receiver=receiver)
             try:
                 await self._refresh()
                 failures = 0

@@ -108,14 +108,16 @@ def build(config: Config, functions: list[Callable[..., Any]]) -> Registry:
     Join the configuration's categories with marked receiver functions.
 
     Raises:
-        ConfigError: A receiver is for a category that the configuration does not have.
+        ConfigError: A receiver is for a category that the configuration does not have, or is a generator.
     """
     wanted: dict[str, list[Receiver]] = {name: [] for name in config.categories}
     problems = []
     for function in functions:
         for name in getattr(function, _MARK):
             label = f"{function.__module__}.{_name(function)}"
-            if name in wanted:
+            if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+                problems.append(f"receiver {label} is a generator: its body would never run, take the yield out of it")
+            elif name in wanted:
                 wanted[name].append(Receiver(label, function, _is_async(function)))
             else:
                 problems.append(
@@ -169,7 +171,9 @@ def load_receivers(modules: list[str], folder: Path | None) -> list[Callable[...
     for name in modules:
         try:
             module = importlib.import_module(name)
-        except (Exception, SystemExit) as exc:  # whatever a user's module raises is the user's to see
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # whatever a user's module raises is the user's to see
             problems.append(f"receivers.modules: {name} does not import: {_own_error(exc)}")
             continue
         found += [f for f in _marked(module) if f not in found]

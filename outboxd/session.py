@@ -166,8 +166,13 @@ async def refuse_pooler(connection: asyncpg.Connection) -> None:
 
     Raises:
         PoolerError: The backend pid of the greeting and `pg_backend_pid()` differ.
+        StoreUnavailable: The connection is gone.
     """
-    if await connection.fetchval("SELECT pg_backend_pid()") != connection.get_server_pid():
+    try:
+        backend = await connection.fetchval("SELECT pg_backend_pid()")
+    except Exception as exc:
+        raise translate(exc, "asking who answers") from exc
+    if backend != connection.get_server_pid():
         raise pooler_error()
 
 
@@ -259,16 +264,24 @@ class Session:
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
             connection = await connect(self._dsn(), name=self._name, settings=self._settings)
-            if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            try:
+                await self._prepare(connection)
+            except BaseException as exc:
                 connection.terminate()
-                raise errors.StoreUnavailable("the database is a standby (in recovery): nothing can be done on it")
-            # A datetime costs 0.48 of the 1.6 µs that a message takes to decode, and most are only compared.
-            await connection.set_type_codec(
-                "timestamptz", schema="pg_catalog", format="tuple", encoder=_as_tuple, decoder=itemgetter(0)
-            )
+                if isinstance(exc, Exception):
+                    raise translate(exc, f"opening session {self._name}") from exc
+                raise
             self._connection = connection
             self.opened += 1
         return self._connection
+
+    async def _prepare(self, connection: asyncpg.Connection) -> None:
+        if await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise errors.StoreUnavailable("the database is a standby (in recovery): nothing can be done on it")
+        # A datetime costs 0.48 of the 1.6 µs that a message takes to decode, and most are only compared.
+        await connection.set_type_codec(
+            "timestamptz", schema="pg_catalog", format="tuple", encoder=_as_tuple, decoder=itemgetter(0)
+        )
 
     def terminate(self) -> None:
         """Close at once, without a word to the server; whatever was under way is rolled back."""

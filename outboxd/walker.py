@@ -25,7 +25,7 @@ log = structlog.get_logger()
 TABLE_CLASS = 1_870_099_304
 RETRY_S_MAX = 60.0
 
-_TRY_LOCK = sql.load("backfill.sql")["try_lock_table"]
+_TRY_LOCK, _UNLOCK = (sql.load("backfill.sql")[name] for name in ("try_lock_table", "unlock_table"))
 
 Condition = Literal["never", "finished", "waiting", "walking", "paused", "lag", "budget", "elsewhere", "broken"]
 """
@@ -65,6 +65,7 @@ class Walker:
 
     Args:
         model: The model.
+        category: The number of its category.
         session: The session that writes batches, and holds the lock of the walk.
         watermarks: Where the walk is.
         switchboard: Options and pauses.
@@ -75,6 +76,7 @@ class Walker:
         self,
         model: ModelConfig,
         *,
+        category: int,
         session: Session,
         watermarks: Watermarks,
         switchboard: SwitchBoard,
@@ -83,6 +85,7 @@ class Walker:
         self.model = model
         self.table = model.table
         self.progress = Progress()
+        self._category = category
         self._session = session
         self._watermarks = watermarks
         self._switchboard = switchboard
@@ -130,12 +133,24 @@ class Walker:
             progress.condition = "finished"
         elif next_step(state, target) is None or self.regions() == []:
             progress.condition = "waiting"
-        elif self._switchboard.gates.is_paused(self.table):
+        elif self._is_paused():
             progress.condition = "paused"
         else:
             await self.walk()
             progress.condition = "walking"
         progress.need = max(self.fan_out(), progress.need if self._walk is not None and self._walk.by_row else 1)
+
+        if progress.condition != "walking":
+            await self.release()
+
+    def _is_paused(self) -> bool:
+        """Whether the walk is paused, or what it would write to is switched off: nobody could deliver it."""
+        switches = self._switchboard.now
+        return (
+            self._switchboard.gates.is_paused(self.table)
+            or self.model.outbox in switches.outboxes
+            or self._category in switches.categories
+        )
 
     async def walk(self) -> Walk:
         """Look at the tables, once; anew after an error."""
@@ -162,20 +177,28 @@ class Walker:
         return 1 if self.model.region_names_sql.strip() else len(self.regions() or [None])
 
     async def hold(self) -> bool:
-        """Win the walk of the table; it is ours until the session ends."""
+        """Win the walk of the table; it is ours until it is released, or the session ends."""
         if self._locked_on != self._session.opened or not self._locked_on:
             rows = await self._session.fetch(f"locking {self.table}", _TRY_LOCK, TABLE_CLASS, self.table)
             self._locked_on = self._session.opened if rows[0][0] else 0
         return bool(self._locked_on)
 
+    async def release(self) -> None:
+        """Leave the walk to others."""
+        if self._locked_on == self._session.opened and self._locked_on:
+            await self._session.fetch(f"unlocking {self.table}", _UNLOCK, TABLE_CLASS, self.table)
+        self._locked_on = 0
+
     def report(self) -> None:
         """Log what has changed since the last report."""
         progress = self.progress
-        now = (progress.condition, progress.error)
+        # A small budget is spent and there again within seconds: that is how a walk goes.
+        condition = "walking" if progress.condition == "budget" else progress.condition
+        now = (condition, progress.error)
         if now == self._reported:
             return
         self._reported = now
         if progress.condition == "broken":
             log.warning("backfill.broken", table=self.table, error=progress.error)
         else:
-            log.info("backfill.changed", table=self.table, condition=progress.condition, version=progress.version)
+            log.info("backfill.changed", table=self.table, condition=condition, version=progress.version)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outboxd.backfill import Backfill
+from outboxd.backfill import Backfill, BackfillBatch, process_outbox_backfill_batch
 from outboxd.config import BackfillConfig, Config, ModelConfig
 from outboxd.live import Live
 from outboxd.options import SwitchBoard
@@ -83,9 +83,25 @@ async def set_option(connection: asyncpg.Connection, key: str, value: str) -> No
     )
 
 
+async def one_batch(
+    backfill: Backfill, rows: int, table: str = "organizationmember", messages: int = 1_000_000
+) -> BackfillBatch | None:
+    """Write one batch of at most so many rows, as if there were nothing else to do in this tick."""
+    backfill.left = backfill.window_max = messages
+    walker = next(walker for walker in backfill.walkers if walker.table == table)
+    return await process_outbox_backfill_batch(backfill, walker, rows)
+
+
+async def let_time_pass(connection: asyncpg.Connection, seconds: float) -> None:
+    """Move what was spent into the past."""
+    await connection.execute(
+        "UPDATE outboxd.backfill_spending SET spent_at = spent_at - make_interval(secs => $1)", seconds
+    )
+
+
 async def let_a_minute_pass(connection: asyncpg.Connection, *tables: str) -> None:
     """Move what was spent into the past, as a minute does, and what was written out of the way, as a drain does."""
-    await connection.execute("UPDATE outboxd.backfill_spending SET spent_at = spent_at - interval '61 seconds'")
+    await let_time_pass(connection, 61)
     for table in tables or ("outbox",):
         await connection.execute(f"UPDATE {quote_qualified(table)} SET scheduled_for = now() + interval '1 day'")
 

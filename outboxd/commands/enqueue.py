@@ -60,4 +60,4 @@ async def _write(loaded: Loaded, new: enqueue.NewMessage) -> tuple[str, int]:
     try:
         return await enqueue.enqueue(connection, loaded.config, new)
     finally:
-        await connection.close(timeout=5)
+        await session.close_quietly(connection)

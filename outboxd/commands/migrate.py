@@ -41,4 +41,4 @@ async def _migrate(loaded: Loaded, *, notify: bool) -> list[str]:
     try:
         return await migrate.migrate(connection, loaded.config, notify=notify)
     finally:
-        await connection.close(timeout=5)
+        await session.close_quietly(connection)

@@ -87,7 +87,7 @@ class Shop:
             await connection.execute(FILL_ORDERS, ORDERS, STORES)
             await connection.execute(FILL_MEMBERS, MEMBERS)
         finally:
-            await connection.close(timeout=5)
+            await session.close_quietly(connection)
 
     async def run(self) -> None:
         """Write until closed; what was begun is committed and counted."""
@@ -107,7 +107,7 @@ class Shop:
         except Exception as exc:
             raise session.translate(exc, "the shop") from exc
         finally:
-            await connection.close(timeout=5)
+            await session.close_quietly(connection)
 
     async def _serve(self, connection: asyncpg.Connection) -> None:
         """Change one thing a few times, as people do."""

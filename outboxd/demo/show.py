@@ -196,4 +196,4 @@ async def _migrate(dsn: str, config: Config) -> None:
     try:
         await migrate.migrate(connection, config)
     finally:
-        await connection.close(timeout=5)
+        await session.close_quietly(connection)

@@ -30,11 +30,17 @@ SET low_bound = $2::text, version = $3::int4, updated_at = now()
 WHERE table_name = $1::text
 
 -- name: try_lock_table
--- The lock of whoever walks a table; it goes with the session.
+-- The lock of whoever walks a table; it goes with the session at the latest.
 -- $1 int4          lock class
 -- $2 text          source table
 -- returns          whether it was won
 SELECT pg_try_advisory_lock($1::int4, hashtext($2::text)) AS won
+
+-- name: unlock_table
+-- $1 int4          lock class
+-- $2 text          source table
+-- returns          whether it was held
+SELECT pg_advisory_unlock($1::int4, hashtext($2::text)) AS was_held
 
 -- name: lock_spending
 -- One batch at a time decides what it may spend, else two could spend the same allowance.

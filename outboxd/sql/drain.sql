@@ -125,7 +125,7 @@ LEFT JOIN LATERAL (
 -- $3 int4[]        categories that are switched off
 -- $4 bool          set failing shards apart: of one with a known failure only a row without id comes back
 -- $5 text          outbox
--- $6 timestamptz[] the due time that find saw; null: read without that check
+-- $6 timestamptz[] the due time that find saw; null: a drain of ours goes on, where any due message will do
 -- $7 int8[]        read only messages above this id; null: all
 -- $8 ...           shards, one array a column
 -- returns          shard_number (from 1, ascending), id, category, object_identifier, payload, large_payload,
@@ -149,14 +149,28 @@ FROM (
             ) IS NOT NULL AS is_failing
     FROM unnest($6::timestamptz[], $7::int8[], {shard_arrays:8})
         WITH ORDINALITY AS given (due_at, after_id, {shard}, shard_number)
-    WHERE given.due_at IS NULL
-        OR given.due_at = (
-            SELECT d.scheduled_for
-            FROM {table} AS d
-            WHERE d.scheduled_for = ANY (ARRAY[given.due_at]) AND ({shard:d}) = ({shard:given})
-            ORDER BY d.scheduled_for, {shard:d}
-            LIMIT 1
-        )
+    WHERE CASE
+            WHEN given.due_at IS NULL THEN EXISTS (
+                SELECT
+                FROM (
+                    SELECT h.scheduled_for
+                    FROM {table} AS h
+                    WHERE {is_shard:h_given}
+                        AND h.id > coalesce(given.after_id, -9223372036854775808)
+                        AND h.category <> ALL ($3::int4[])
+                    ORDER BY {shard:h}, h.id
+                    LIMIT $1::int4
+                ) AS head
+                WHERE head.scheduled_for <= now()
+            )
+            ELSE given.due_at = (
+                SELECT d.scheduled_for
+                FROM {table} AS d
+                WHERE d.scheduled_for = ANY (ARRAY[given.due_at]) AND ({shard:d}) = ({shard:given})
+                ORDER BY d.scheduled_for, {shard:d}
+                LIMIT 1
+            )
+        END
     OFFSET 0 -- else is_failing would be computed anew for each message
 ) AS claimed
 LEFT JOIN LATERAL (

@@ -203,7 +203,8 @@ class Installation:
     def deliveries(self, what: str = "done") -> list[dict[str, Any]]:
         """What the receivers have recorded so far, in order."""
         file = self.folder / "deliveries"
-        lines = file.read_text().splitlines() if file.exists() else []
+        whole = file.read_text().rpartition("\n")[0] if file.exists() else ""  # the last line may be half written
+        lines = whole.splitlines()
         return [line for line in map(json.loads, lines) if line["what"] == what]
 
     def delivered(self, what: str = "done") -> list[int]:

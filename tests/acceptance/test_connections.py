@@ -100,6 +100,11 @@ async def test_a_daemon_waits_for_its_migration(bare: Installation) -> None:
         waiting = await daemon.wait_for_event("daemon.waiting")
         assert "outboxd migrate" in waiting["hint"]
         assert daemon.events("daemon.ready") == []
+        good = bare.config.read_text()
+        bare.config.write_text("[")
+        daemon.signal(signal.SIGHUP)
+        await daemon.wait_for_event("config.refused")
+        bare.config.write_text(good)
 
         migrate = await bare.run("migrate")
         assert migrate.returncode == 0

@@ -45,6 +45,18 @@ async def hang(message):
 """
 
 
+async def test_one_table_under_two_names_is_a_wrong_configuration(installation: Installation) -> None:
+    twin = '[[outbox]]\nname = "twin"\ntable = "public.outbox"\n'
+    installation.outbox += twin
+    installation.configure()
+
+    for arguments in (("--once",), (), ("check",)):
+        done = await installation.run(*arguments)
+        assert done.returncode == 78
+        assert "are one table" in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
 async def test_a_failed_shard_is_not_tried_again_in_the_run(installation: Installation) -> None:
     """The receiver asks to be called again at once, so the shard stays due."""
     installation.receive(ASK_FOR_NOW)

@@ -137,6 +137,8 @@ async def test_while_it_waits_it_is_not_ready_and_says_why(bare: Installation, s
 
         await bare.migrate()
         await eventually_ready(bare, systemd, daemon)
+        told = [line for line in systemd.heard if line.startswith("STATUS=")]
+        assert told[-1].startswith("STATUS=draining"), "else it would still be shown as waiting"
 
 
 async def eventually_ready(installation: Installation, systemd: Systemd, daemon: Outboxd) -> None:

@@ -314,6 +314,7 @@ def test_a_byte_order_mark_is_no_problem_and_another_encoding_is(toml: Path) -> 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("concurrency = 5", "unknown key concurrency, did you mean drain.concurrency?"),
         ("drain.concurency = 5", "unknown key drain.concurency, did you mean concurrency?"),
         ("drian.concurrency = 5", "unknown key drian, did you mean drain?"),
         ("drain = 5", "drain must be a table, got 5"),

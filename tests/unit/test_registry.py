@@ -35,8 +35,24 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
+@pytest.mark.parametrize("kind", ["def", "async def"])
+def test_a_generator_is_no_receiver(kind: str, folder: Path) -> None:
+    write(folder, f"mod_gen_{kind[:5].strip()}", f"@receiver('UPDATED')\n{kind} yields(message):\n    yield message")
+    functions = registry.load_receivers([f"mod_gen_{kind[:5].strip()}"], folder)
+
+    with pytest.raises(errors.ConfigError, match=r"yields is a generator: its body would never run"):
+        registry.build(CONFIG, functions)
+
+
 def write(folder: Path, name: str, body: str) -> None:
     (folder / f"{name}.py").write_text(f"from outboxd.registry import receiver\n{body}\n")
+
+
+def test_a_module_may_raise_anything_when_it_is_imported(folder: Path) -> None:
+    write(folder, "mod_base", "class Odd(BaseException): ...\nraise Odd('on purpose')")
+
+    with pytest.raises(errors.ConfigError, match="mod_base does not import: Odd: on purpose"):
+        registry.load_receivers(["mod_base"], folder)
 
 
 def test_a_receiver_needs_the_name_of_a_category() -> None:

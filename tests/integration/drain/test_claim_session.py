@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from outboxd import claims, errors
+from outboxd import check, claims, errors, session
 from outboxd.claims import SHARD_CLASS, WORKER_CLASS, Claims
+from outboxd.findings import exit_code as findings_exit_code
 from outboxd.live import Live
+from outboxd.load import Loaded
+from outboxd.pipeline import Pipeline
 from tests.drains import (
     REGION,
     Gate,
@@ -35,7 +38,6 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.model import Message
-    from outboxd.pipeline import Pipeline
     from tests.drains import ByHand
 
 
@@ -155,6 +157,27 @@ async def test_the_claim_session_is_opened_again_and_the_drain_goes_on(
         await until(lambda: 1_000 in seen.shards)
 
     assert await shard_locks(connection) == 0
+
+
+async def test_a_connection_that_is_lost_before_its_first_statement_is_an_error_of_ours(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = session.connect
+
+    async def cut_off(*args: Any, **options: Any) -> asyncpg.Connection:
+        made = await connect(*args, **options)
+        await connection.execute("SELECT pg_terminate_backend($1, 5000)", made.get_server_pid())
+        return made
+
+    config = configure()
+    pipeline = Pipeline(config, build(config, Recorder()), lambda: database)
+    monkeypatch.setattr(session, "connect", cut_off)
+    finding = session.Session(lambda: database, name="find", lock_timeout_s=1, statement_timeout_s=1)
+    for attempt in (finding.fetch("finding", "SELECT 1"), pipeline.open(), pipeline.claims.open()):
+        with pytest.raises(errors.StoreUnavailable):
+            await attempt
+    findings = await check.check(lambda: Loaded(msgspec.structs.replace(config, dsn=database)), [], None)
+    assert findings_exit_code(findings) == errors.StoreUnavailable.exit_code
 
 
 async def test_a_session_that_hears_nothing_any_more_is_replaced(

@@ -36,6 +36,26 @@ async def test_a_message_scheduled_ahead_is_left_until_then(database: str, conne
     assert pipeline.remaining_due == 0
 
 
+async def test_a_message_scheduled_ahead_while_its_shard_drains_is_left_until_then(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """The turn ends at its bound of rows, so the shard is read again; but nothing in it is due any more."""
+    written: list[int] = []
+
+    async def schedules(_message: object) -> None:
+        if not written:
+            written.append(await write(connection, obj=99, due_in_s=3600))
+
+    for number in range(10):
+        await write(connection, obj=number)
+    seen = Recorder(schedules)
+
+    await drain_once(database, seen, configure(turn_rows_max=10))
+
+    assert seen.objects == list(range(10))
+    assert await remaining(connection) == written
+
+
 async def test_a_message_scheduled_ahead_is_delivered_when_it_becomes_due(
     database: str, connection: asyncpg.Connection
 ) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from outboxd import live
 from tests.drains import (
     Recorder,
     configure,
@@ -184,6 +186,28 @@ async def test_a_receiver_that_does_not_return_in_time_fails(database: str, conn
         database, connection, hangs, words="did not return within 0.1 s", receiver_timeout_s=0.1
     )
     assert cancelled.is_set()
+
+
+async def test_a_receiver_that_outlives_its_cancellation_is_named_once(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "OVERDUE_S", 0.05)
+    opened = asyncio.Event()
+
+    async def stubborn(_message: Message) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        await opened.wait()
+
+    await write(connection)
+    named: list[str] = []
+    async with draining(database, stubborn, configure(receiver_timeout_s=0.05)) as pipeline:
+        await until(lambda: bool(named.extend(pipeline.live.overdue()) or named))  # type: ignore[func-returns-value]
+        assert pipeline.live.overdue() == []
+        opened.set()
+        await until(lambda: not pipeline.live.deadlines)
+
+    assert "stubborn" in named[0]
 
 
 async def test_a_plain_function_that_does_not_return_in_time_fails(
