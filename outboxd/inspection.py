@@ -32,8 +32,8 @@ _KINDS = {
 }
 NOTIFY_TRIGGER = "outboxd_notify"
 
-FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
-"""What the driver raises when a statement fails."""
+FAILURES = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
+"""What the driver raises when a statement fails; the third where the connection went between two of its steps."""
 
 
 @contextlib.contextmanager
