@@ -25,6 +25,7 @@ from outboxd.walker import Walker
 from outboxd.watermark import PostgresWatermarks, RedisWatermarks, State, Watermarks, next_step
 
 if TYPE_CHECKING:
+    from outboxd.budget import Load
     from outboxd.config import Config, ModelConfig, SiloMode
     from outboxd.live import Live
     from outboxd.options import SwitchBoard
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TICK_S = 1.0
-BATCH_ROWS_MAX = 10_000
+BATCH_ROWS_MAX = 20_000
 
 
 class BackfillBatch(msgspec.Struct, frozen=True):
@@ -44,6 +45,25 @@ class BackfillBatch(msgspec.Struct, frozen=True):
     count: int
     messages: int
     has_more: bool
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """
+    What is reported every tick, under the names that metrics have with `backfill_outboxes_` before them.
+
+    Attributes:
+        low_bound: By table and version; of a uuid key the last one done.
+        target_version: By table.
+        backfilled_total: Messages written by this process, by table.
+        watermark_missing_total: Walks that began anew because Redis had lost their key.
+        watermark_errors_total: Watermarks that were none.
+    """
+
+    low_bound: dict[tuple[str, int], str]
+    target_version: dict[str, int]
+    backfilled_total: dict[str, int]
+    watermark_missing_total: int
+    watermark_errors_total: int
 
 
 class Backfill:
@@ -93,6 +113,8 @@ class Backfill:
         """Messages that any 60 seconds may hold now."""
         self.left = 0
         """Messages that this tick may still write."""
+        self.on_tick: Callable[[Metrics], None] | None = None
+        """Called at the end of every tick, also where there was nothing to walk or nothing to spend."""
         self.written = 0
         """Messages written since the start."""
         self._dsn = dsn
@@ -137,10 +159,31 @@ class Backfill:
         finally:
             for walker in self.walkers:
                 walker.report()
+            if self.on_tick is not None:
+                self.on_tick(self.metrics())
         if self._unavailable:
             log.info("backfill.resumed")
             self._unavailable = ""
         return written
+
+    async def look(self) -> None:
+        """
+        Renew what is known of every model, as a tick does, and walk none: for commands.
+
+        Raises:
+            StoreUnavailable, ConfigError: Nothing is known.
+        """
+        for walker in self.walkers:
+            await walker.guarded(walker.observe(find_replication_version(self, walker.model)))
+
+    async def load(self) -> Load:
+        """Tell how busy the drain is."""
+        return await self._gauge.measure(self.switchboard.now)
+
+    @property
+    def unavailable(self) -> str:
+        """What kept the last tick from looking; empty when nothing did."""
+        return self._unavailable
 
     def waiting_for_turn(self) -> deque[Walker]:
         """Return the models that can be walked; each tick begins with another one."""
@@ -156,6 +199,17 @@ class Backfill:
             raise session.translate(exc, f"inspecting model {model.table}") from exc
         finally:
             await session.close_quietly(connection)
+
+    def metrics(self) -> Metrics:
+        """Tell what the last tick has seen."""
+        known = {walker.table: walker.progress for walker in self.walkers}
+        return Metrics(
+            low_bound={(table, progress.version): progress.low_bound for table, progress in known.items()},
+            target_version={table: progress.target for table, progress in known.items()},
+            backfilled_total={table: progress.messages for table, progress in known.items()},
+            watermark_missing_total=self.watermarks.missing,
+            watermark_errors_total=sum(progress.watermark_errors for progress in known.values()),
+        )
 
     def rows(self) -> dict[str, int]:
         """Tell how many source rows were done since the start, by table."""
@@ -292,7 +346,7 @@ async def _write_batch(
         walker.progress.condition = "budget"
         return None, state
     arguments = [first_key, rows_max, walk.scope, walk.category, walker.regions()]
-    row = (await fetch(walk.sql["batch"], *arguments, *([allowed] if walk.by_row else [])))[0]
+    row = (await fetch(walk.batch, *arguments, *([allowed] if walk.by_row else [])))[0]
     looked, done, last_key, messages = row
     if looked and not done:  # one row alone makes more messages than may be written now
         walker.progress.need, walker.progress.condition = messages, "budget"

@@ -42,7 +42,7 @@ def run_daemon(load: Callable[[], Loaded]) -> int:
     Raises:
         ConfigError, PoolerError, FleetError: Before anything was delivered.
     """
-    return _run(Daemon(load).run())
+    return run_to_the_end(Daemon(load).run())
 
 
 def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_seconds: float | None) -> int:
@@ -64,10 +64,10 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
     loaded = load()
     registry_of_run = build_registry(loaded)
     work = drain_once(loaded, registry_of_run, json_output=json_output, quiet=quiet, max_seconds=max_seconds)
-    return _run(work)
+    return run_to_the_end(work)
 
 
-def _run(work: Coroutine[Any, Any, int]) -> int:
+def run_to_the_end(work: Coroutine[Any, Any, int]) -> int:
     """Run in an event loop, uvloop's when it is installed; long-lived objects are kept out of collections."""
     factory = None
     try:

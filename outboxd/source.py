@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from outboxd import errors, inspection, sql
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import asyncpg
 
     from outboxd.config import Config, ModelConfig
@@ -77,11 +79,10 @@ class Source:
 @dataclass(frozen=True, slots=True)
 class Walk:
     """
-    One model's walk: its tables and statements.
+    One model's walk: its tables, and the statement that writes a batch.
 
     Attributes:
         by_row: Each row names its own regions.
-        columns: How many messages a row makes stands in `regions`, unless `by_row`.
     """
 
     model: ModelConfig
@@ -90,7 +91,7 @@ class Walk:
     scope: int
     category: int
     by_row: bool
-    sql: dict[str, str]
+    batch: str
 
 
 async def inspect_walk(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> Walk:
@@ -112,7 +113,7 @@ async def inspect_walk(connection: asyncpg.Connection, config: Config, model: Mo
         scope=config.scopes[category.scope].value,
         category=category.value,
         by_row=bool(model.region_names_sql.strip()),
-        sql=_render(config.schema, model, source, table),
+        batch=_batch_statement(config.schema, model, source, table),
     )
 
 
@@ -146,43 +147,45 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
     return Source(relation.oid, relation.name, sql.quote(bare), sql.quote(keys[0]), key_type)
 
 
-def _render(schema: str, model: ModelConfig, source: Source, table: Table) -> dict[str, str]:
+def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable[[str], str]]:
+    """Return the placeholders of statements that read rows of the source table, and what they become."""
+
     def column(name: str) -> str:
         return f"{source.alias}.{sql.quote(name)}" if name else ""
 
     key = f"{source.alias}.{source.key}"
     above = ">" if source.key_type == "uuid" else ">="
+    return {
+        "source": source.name,
+        "alias": source.alias,
+        "key": key,
+        "key_type": source.key_type,
+        "resumed": lambda n: f"(${n}::{source.key_type} IS NULL OR {key} {above} ${n}::{source.key_type})",
+        "condition": _expression(model.where_sql, "true"),
+        "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
+        "object_identifier": column(model.object_identifier),
+        "payload": _expression(model.payload_sql, "NULL::jsonb"),
+        "regions": f"({model.region_names_sql}\n)::text[]",
+    }
+
+
+def _batch_statement(schema: str, model: ModelConfig, source: Source, table: Table) -> str:
+    row = names_of_row(model, source)
     given = {
         "region_name": "target.region_name",
         "shard_scope": "$3::int4",
-        "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
         "category": "$4::int4",
-        "object_identifier": column(model.object_identifier),
-        "payload": _expression(model.payload_sql, "NULL::jsonb"),
+        **{name: str(row[name]) for name in ("shard_identifier", "object_identifier", "payload")},
     }
     columns = [name for name in given if name != "region_name" or name in table.shard_columns]
-
-    def resumed(number: str) -> str:
-        return f"(${number}::{source.key_type} IS NULL OR {key} {above} ${number}::{source.key_type})"
-
-    renderer = sql.Renderer(
-        {
-            "schema": sql.quote(schema),
-            "table": table.name,
-            "source": source.name,
-            "alias": source.alias,
-            "key": key,
-            "key_type": source.key_type,
-            "condition": _expression(model.where_sql, "true"),
-            "columns": ", ".join(sql.quote(name) for name in columns),
-            "values": ", ".join(given[name] for name in columns),
-            "resumed": resumed,
-            "regions": f"({model.region_names_sql}\n)::text[]",
-        },
-        table.shard_columns,
-    )
-    names = ("batch_by_row" if model.region_names_sql.strip() else "batch", "extent")
-    return {"batch" if name.startswith("batch") else name: renderer.render(_STATEMENTS[name]) for name in names}
+    written = {
+        "schema": sql.quote(schema),
+        "table": table.name,
+        "columns": ", ".join(sql.quote(name) for name in columns),
+        "values": ", ".join(given[name] for name in columns),
+    }
+    statement = _STATEMENTS["batch_by_row" if model.region_names_sql.strip() else "batch"]
+    return sql.Renderer({**row, **written}, table.shard_columns).render(statement)
 
 
 def _expression(text: str, otherwise: str) -> str:

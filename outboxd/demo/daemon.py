@@ -34,6 +34,7 @@ class Daemon:
         retired: Rows that left the outbox with them.
         failures: Deliveries that failed.
         buried: Messages given up; none, as the demo is configured.
+        backfill: What its backfill does, in its own word.
         stopped: Whether these are the final numbers, of the daemon's last line.
         ended: Set when the process has ended.
     """
@@ -44,6 +45,7 @@ class Daemon:
         self._words: deque[str] = deque(maxlen=WORDS_MAX)
         self.ended = asyncio.Event()
         self.delivered = self.retired = self.failures = self.buried = 0
+        self.backfill = "waiting"
         self.stopped = False
 
     async def ready(self) -> None:
@@ -89,6 +91,10 @@ class Daemon:
             self._ready.set()
         elif event.get("event") == "drain.summary":
             self._count(event, self.delivered, self.retired, self.failures, self.buried)
+        elif event.get("event") == "backfill.changed":
+            self.backfill = event["condition"]
+        elif event.get("event") == "backfill.broken":
+            self.backfill = "broken"
         elif event.get("event") == "daemon.stopped":
             self._count(event, 0, 0, 0, 0)
             self.stopped = True

@@ -46,6 +46,29 @@ ORDER BY o.scheduled_for, f.shard_identifier
 LIMIT $2
 """
 
+# How far the backfill is: the watermark moves in the transaction that writes the messages, one for each member.
+BACKFILL = """
+SELECT
+    count(*) AS total,
+    count(*) FILTER (WHERE w.version > $2 OR w.version = $2 AND m.id < w.low_bound::bigint) AS done
+FROM shop_member AS m
+LEFT JOIN outboxd.backfill_watermark AS w ON w.table_name = $1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How far the backfill is: members done, of all, and what it does, in the daemon's word."""
+
+    done: int
+    total: int
+    condition: str
+
+    @property
+    def percent(self) -> int:
+        """Cut off, so that 100 means all."""
+        return 100 * self.done // self.total if self.total else 100
+
 
 @dataclass(frozen=True, slots=True)
 class Failing:
@@ -62,13 +85,15 @@ class Figures:
     """
     Everything that is shown, at one moment.
 
-    `found` are rows that an earlier demo left in a database that was kept. `waiting` is what must be left by the
-    other counts; at the end `counted` is what the outbox really holds.
+    `found` are rows that an earlier demo left in a database that was kept; `written` those of the shop, `backfilled`
+    those of the daemon's backfill. `waiting` is what must be left by the other counts; at the end `counted` is what
+    the outbox really holds.
     """
 
     elapsed_s: float
     found: int
     written: int
+    backfilled: int
     delivered: int
     retired: int
     failures: int
@@ -76,6 +101,7 @@ class Figures:
     in_backoff: int
     lag_s: float
     rows_per_s: float
+    walk: Walk
     failing: tuple[Failing, ...] = ()
     counted: int | None = None
 
@@ -87,7 +113,7 @@ class Figures:
     @property
     def waiting(self) -> int:
         """Rows that are still in the outbox."""
-        return self.found + self.written - self.retired - self.buried
+        return self.found + self.written + self.backfilled - self.retired - self.buried
 
     @property
     def due(self) -> int:
@@ -119,11 +145,14 @@ class Watch:
         self._began_at = time.monotonic()
         self._rate = Rate()
         self._found = 0
+        self._done_before = 0
+        self._model = config.model[0]
 
     async def open(self) -> None:
         """Connect, and count what an earlier demo left; call it before the daemon starts."""
         self._connection = await session.connect(self._dsn, name="watch")
         self._found = (await self._fetch(DEPTH, self._outbox))[0]["waiting"]
+        self._done_before = (await self._look_at_walk("")).done
 
     async def close(self) -> None:
         """Say goodbye."""
@@ -144,11 +173,13 @@ class Watch:
         """
         depth = (await self._fetch(DEPTH, self._outbox))[0]
         failing = await self._fetch(FAILING, self._outbox, FAILING_MAX)
+        walk = await self._look_at_walk(daemon.backfill)
         elapsed_s = time.monotonic() - self._began_at
         return Figures(
             elapsed_s=elapsed_s,
             found=self._found,
             written=self._shop.written,
+            backfilled=walk.done - self._done_before,
             delivered=daemon.delivered,
             retired=daemon.retired,
             failures=daemon.failures,
@@ -156,9 +187,14 @@ class Watch:
             in_backoff=depth["in_backoff"],
             lag_s=max(0.0, depth["lag_s"] or 0.0),
             rows_per_s=daemon.retired / elapsed_s if final else self._rate.of(elapsed_s, daemon.retired),
+            walk=walk,
             failing=tuple(self._failing(row) for row in failing),
             counted=depth["waiting"] if final else None,
         )
+
+    async def _look_at_walk(self, condition: str) -> Walk:
+        row = (await self._fetch(BACKFILL, self._model.table, self._model.replication_version))[0]
+        return Walk(row["done"], row["total"], condition)
 
     def _failing(self, row: asyncpg.Record) -> Failing:
         scope = self._scopes.get(row["shard_scope"], str(row["shard_scope"]))

@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from rich.console import Console, Group
 from rich.live import Live
 from rich.padding import Padding
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from outboxd.demo.figures import Failing, Figures
+    from outboxd.demo.figures import Failing, Figures, Walk
 
 FAILING_SHOWN_MAX = 8
-LINES_BESIDES_FAILING = 17
+LINES_BESIDES_FAILING = 19
 NOTES_WIDTH_MIN = 60
+BAR_WIDTH = 20
 SUMMARY_WIDTH_MIN = 80
 TABLE_INTERVAL_S = 0.25
 LINE_INTERVAL_S = 1.0
@@ -124,12 +126,13 @@ def _sum(figures: Figures, *, with_notes: bool) -> Table:
     if with_notes:
         grid.add_column(style="dim")
 
-    def add(name: str, value: str, note: str, style: str = "") -> None:
+    def add(name: str, value: str, note: str | Table, style: str = "") -> None:
         grid.add_row(name, Text(value, style=style), *([note] if with_notes else []))
 
     if figures.found:
         add("  rows found", f"{figures.found:,}", "left by an earlier demo")
     add("+ rows written" if figures.found else "  rows written", f"{figures.written:,}", "by the shop")
+    add("+ backfilled", f"{figures.backfilled:,}", "by the daemon, for members that were there before")
     add("= delivered", f"{figures.delivered:,}", "calls of receivers", "green")
     add("+ coalesced away", f"{figures.coalesced:,}", "a newer one went instead")
     add("+ due", f"{figures.due:,}", "their turn is next")
@@ -140,7 +143,15 @@ def _sum(figures: Figures, *, with_notes: bool) -> Table:
     add("  rows/s", f"{figures.rows_per_s:,.0f}", "leave the outbox")
     add("  lag", f"{figures.lag_s:.1f} s", "age of the oldest due row")
     add("  failures", f"{figures.failures:,}", "each is tried again")
+    add("  backfill", f"{figures.walk.percent} %", _bar(figures.walk))
     return grid
+
+
+def _bar(walk: Walk) -> Table:
+    bar = Table.grid(padding=(0, 1))
+    words = Text(f"{walk.done:,} of {walk.total:,}, {walk.condition}")
+    bar.add_row(ProgressBar(total=walk.total or 1, completed=walk.done, width=BAR_WIDTH), words)
+    return bar
 
 
 def _failing(figures: Figures, failing_max: int) -> list[Text | Table]:
@@ -172,7 +183,8 @@ def brief(error: str) -> str:
 def line(figures: Figures) -> str:
     """Write the figures as a line for a log or a pipe, and a second one where shards fail."""
     text = (
-        f"{figures.elapsed_s:4.0f} s  written {figures.written}, delivered {figures.delivered}, "
+        f"{figures.elapsed_s:4.0f} s  written {figures.written}, backfilled {figures.backfilled} "
+        f"({figures.walk.percent} % of the members, {figures.walk.condition}), delivered {figures.delivered}, "
         f"coalesced away {figures.coalesced}, due {figures.due}, in backoff {figures.in_backoff}, "
         f"{figures.rows_per_s:.0f} rows/s, lag {figures.lag_s:.1f} s"
     )
@@ -189,6 +201,7 @@ def summary(figures: Figures, transactions: int, *, with_notes: bool) -> str:
     """Write the sum: what was put into the outbox = what became of it."""
     came = [("rows found", figures.found, "left by an earlier demo")] if figures.found else []
     came += [("rows written", figures.written, f"in {transactions:,} transactions of the shop")]
+    came += [("backfilled", figures.backfilled, _members(figures.walk))]
     shards = f"{len(figures.failing)} failing shard{'' if len(figures.failing) == 1 else 's'}"
     went = [
         ("delivered", figures.delivered, "one call of a receiver each"),
@@ -203,6 +216,10 @@ def summary(figures: Figures, transactions: int, *, with_notes: bool) -> str:
         for sign, (name, count, note) in zip(signs, came + went, strict=True)
     ]
     return "\n".join(lines)
+
+
+def _members(walk: Walk) -> str:
+    return f"for older members: {walk.done:,} of {walk.total:,} done, {walk.condition}"
 
 
 def program() -> str:

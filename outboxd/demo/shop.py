@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 CLERKS = 4
 STORES = 25
 ORDERS = 400
-MEMBERS = 400
+MEMBERS = 3_000
+REGULARS = 400
+"""Members who come. The others never change: their only messages are those of the backfill."""
 PAUSE_S = (0.002, 0.018)
 CHANGES_MAX = 4
 
@@ -80,7 +82,7 @@ class Shop:
         self.transactions = 0
 
     async def open(self) -> None:
-        """Create the shop's own tables."""
+        """Create the shop's own tables; its members are older than the daemon."""
         connection = await session.connect(self._dsn, name="shop")
         try:
             await connection.execute(SCHEMA)
@@ -112,7 +114,7 @@ class Shop:
     async def _serve(self, connection: asyncpg.Connection) -> None:
         """Change one thing a few times, as people do."""
         changes = self._dice.randint(1, CHANGES_MAX)
-        order, member = self._dice.randint(1, ORDERS), self._dice.randint(1, MEMBERS)
+        order, member = self._dice.randint(1, ORDERS), self._dice.randint(1, REGULARS)
         for number in range(changes):
             if self._closed.is_set():
                 return

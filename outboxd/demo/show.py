@@ -94,7 +94,8 @@ class Show:
         where = f"in {self._data}" if self._data else "thrown away afterwards"
         self._screen.say(
             f"outboxd demo: a PostgreSQL of its own ({where}), a shop that changes orders and members, "
-            f"and the outboxd daemon that delivers the shop's messages, {until}."
+            f"and the outboxd daemon that delivers the shop's messages, and writes one for each member that was there "
+            f"before, {until}."
         )
 
     async def _start(self, stack: contextlib.AsyncExitStack) -> Stage:

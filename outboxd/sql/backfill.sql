@@ -106,6 +106,8 @@ WHERE due.category <> ALL ($3::int4[])
 
 -- name: batch
 -- Write the messages of the next rows in the order of the primary key. Gaps in it cost nothing.
+-- The last key comes from an array because max() knows no uuid before PostgreSQL 18; in the order of the scan, so that
+-- nothing is sorted.
 -- $1 {key_type}    where to begin; null: at the lowest key
 -- $2 int4          source rows at most
 -- $3 int4          scope
@@ -114,7 +116,7 @@ WHERE due.category <> ALL ($3::int4[])
 -- returns          source rows looked at and done (the same number), the last one's key, messages written
 -- index            primary key of the source table
 WITH bound AS MATERIALIZED (
-    SELECT count(*) AS seen, (array_agg(batch.key ORDER BY batch.key DESC))[1] AS last_key
+    SELECT count(*) AS seen, (array_agg(batch.key ORDER BY batch.key))[count(*)] AS last_key
     FROM (
         SELECT {key} AS key
         FROM {source} AS {alias}
@@ -163,7 +165,7 @@ WITH sized AS MATERIALIZED (
     ) AS batch
 ),
 bound AS MATERIALIZED (
-    SELECT count(*) AS seen, (array_agg(sized.key ORDER BY sized.key DESC))[1] AS last_key
+    SELECT count(*) AS seen, (array_agg(sized.key ORDER BY sized.key))[count(*)] AS last_key
     FROM sized
     WHERE sized.total <= $6::int8
 ),
@@ -187,11 +189,3 @@ SELECT
     last_key::text,
     CASE WHEN seen = 0 THEN (SELECT min(total) FROM sized) ELSE (SELECT count(*) FROM written) END::int8 AS messages
 FROM bound
-
--- name: extent
--- returns          lowest and highest key, rows (an estimate; -1: never analysed)
-SELECT
-    (SELECT {key}::text FROM {source} AS {alias} ORDER BY {key} LIMIT 1) AS lowest,
-    (SELECT {key}::text FROM {source} AS {alias} ORDER BY {key} DESC LIMIT 1) AS highest,
-    (SELECT greatest(reltuples, -1)::int8 FROM pg_class WHERE oid = $1::oid) AS estimated_rows
--- $1 oid           the source table

@@ -25,7 +25,9 @@ from tests.processes import ROOT, Outboxd, outboxd, run
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-SUM_LINE = re.compile(r"^  ([ =+]) (rows found|rows written|delivered|coalesced away|waiting) +([\d,]+)", re.MULTILINE)
+SUM_LINE = re.compile(
+    r"^  ([ =+]) (rows found|rows written|backfilled|delivered|coalesced away|waiting) +([\d,]+)", re.MULTILINE
+)
 DIRECTORY = re.compile(r"/tmp/obx(?:new)?-[^/\s]+")
 DAEMON = "outboxd.demo --config"
 
@@ -78,7 +80,7 @@ def check_sum(output: str) -> dict[str, int]:
     """Read the sum at the end and do it."""
     rows = SUM_LINE.findall(output)
     counts = {name: int(count.replace(",", "")) for _, name, count in rows}
-    came = counts.get("rows found", 0) + counts["rows written"]
+    came = counts.get("rows found", 0) + counts["rows written"] + counts["backfilled"]
     assert came == counts["delivered"] + counts["coalesced away"] + counts["waiting"], output
     return counts
 
@@ -98,7 +100,12 @@ async def test_it_counts_what_it_did_and_leaves_nothing() -> None:
     assert demo.stderr == ""
     assert counts["delivered"] > 0
     assert counts["coalesced away"] > 0
-    assert re.search(r"^   2 s  written \d+, delivered \d+, .* rows/s, lag", demo.stdout, re.MULTILINE)
+    assert counts["backfilled"] > 0
+    assert re.search(
+        r"^   2 s  written \d+, backfilled \d+ \(\d+ % of the members, walking\), delivered \d+, ",
+        demo.stdout,
+        re.MULTILINE,
+    )
     assert "outboxd demo" in demo.stdout_lines[0]
     assert re.search(r"outboxd init .*\n.*OUTBOX_DSN.*\n.*outboxd migrate ", demo.stdout)
     assert family.processes_left() == []
@@ -215,6 +222,10 @@ async def test_a_kept_database_is_taken_up_again() -> None:
 
     assert (first.returncode, second.returncode) == (0, 0)
     assert found == left
+    done = [
+        int(count.replace(",", "")) for count in re.findall(r"([\d,]+) of 3,000 done", first.stdout + second.stdout)
+    ]
+    assert done[1] == done[0] + check_sum(second.stdout)["backfilled"]
 
 
 async def test_missing_servers_are_named_with_what_to_install() -> None:
@@ -298,7 +309,17 @@ async def test_a_terminal_gets_a_table_and_then_the_sum(columns: int) -> None:
         await eventually(lambda: "to read:" in shown.output)
 
     assert "Ctrl-C ends it" in shown.output
-    for word in ("rows written", "= delivered", "+ coalesced away", "+ due", "+ in backoff", "rows/s", "lag"):
+    for word in (
+        "rows written",
+        "+ backfilled",
+        "= delivered",
+        "+ coalesced away",
+        "+ due",
+        "+ in backoff",
+        "rows/s",
+        "lag",
+        "  backfill ",
+    ):
         assert word in shown.output
     assert "\x1b[?25h" in shown.output  # the cursor is back
     assert "Traceback" not in shown.output

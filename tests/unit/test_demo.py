@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import re
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from rich.console import Console
 
 from outboxd import load, registry
 from outboxd.demo import screen
-from outboxd.demo.figures import Failing, Figures, Rate
+from outboxd.demo.daemon import Daemon
+from outboxd.demo.figures import Failing, Figures, Rate, Walk
 from outboxd.demo.show import CONFIG
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def figures(
     return Figures(
         elapsed_s=12.3,
         found=found,
-        written=1000,
+        written=800,
+        backfilled=200,
         delivered=400,
         retired=900,
         failures=7,
@@ -35,6 +37,7 @@ def figures(
         in_backoff=in_backoff,
         lag_s=0.25,
         rows_per_s=73.4,
+        walk=Walk(250, 300, "walking"),
         failing=tuple(Failing(f"MEMBER {n}", 2, 0.5 * n, ERROR) for n in range(failing)),
         counted=counted,
     )
@@ -44,7 +47,8 @@ def test_every_row_is_somewhere() -> None:
     seen = figures(found=5, buried=2)
 
     assert (seen.coalesced, seen.waiting, seen.due) == (500, 103, 83)
-    assert seen.found + seen.written == seen.delivered + seen.coalesced + seen.due + seen.in_backoff + seen.buried
+    came = seen.found + seen.written + seen.backfilled
+    assert came == seen.delivered + seen.coalesced + seen.due + seen.in_backoff + seen.buried
 
 
 def test_counts_that_are_moments_apart_give_nothing_negative() -> None:
@@ -63,8 +67,40 @@ def test_the_summary_adds_up(found: int, buried: int) -> None:
     equals = [sign for sign, _ in rows].index("=")
     counts = [int(count.replace(",", "")) for _, count in rows]
 
-    assert len(rows) == 4 + bool(found) + bool(buried)
+    assert len(rows) == 5 + bool(found) + bool(buried)
     assert sum(counts[:equals]) == sum(counts[equals:])
+
+
+@pytest.mark.parametrize(("done", "percent"), [(0, 0), (299, 99), (300, 100)])
+def test_a_backfill_is_at_100_percent_when_all_is_done(done: int, percent: int) -> None:
+    assert Walk(done, 300, "walking").percent == percent
+
+
+def test_the_backfill_is_shown_beside_the_live_traffic() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as capture:
+        console.print(screen.table(figures(), "title", 80, 8))
+
+    assert "250 of 300, walking" in capture.get()
+    assert "written 800, backfilled 200 (83 % of the members, walking), delivered" in screen.line(figures())
+    summary = screen.summary(figures(), 800, with_notes=True)
+    assert re.search(r"\+ backfilled +200   for older members: 250 of 300 done, walking$", summary, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("event", "condition"),
+    [
+        ('{"event": "backfill.changed", "condition": "finished"}', "finished"),
+        ('{"event": "backfill.broken", "error": "…"}', "broken"),
+        ('{"event": "backfill.resumed"}', "waiting"),
+    ],
+)
+def test_the_daemon_says_what_its_backfill_does(event: str, condition: str) -> None:
+    daemon = Daemon(process=cast("Any", None))
+
+    daemon._take(event)
+
+    assert daemon.backfill == condition
 
 
 def test_a_line_tells_the_next_failing_shard() -> None:

@@ -23,6 +23,8 @@ from tests.walks import (
 if TYPE_CHECKING:
     import asyncpg
 
+    from outboxd.backfill import Metrics
+
 
 async def test_every_row_gets_a_message_and_the_walk_ends(database: str, connection: asyncpg.Connection) -> None:
     await create_members(connection, 25)
@@ -88,3 +90,26 @@ async def test_keys_of_other_types(database: str, connection: asyncpg.Connection
 
     assert len(set(await objects(connection, table))) == len(await objects(connection, table)) == 25
     assert await watermark(connection) == ("0", 2)
+
+
+async def test_every_tick_is_reported_also_one_that_walks_nothing(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await create_members(connection, 3)
+    seen: list[Metrics] = []
+    async with walking(database) as backfill:
+        backfill.on_tick = seen.append
+        await backfill.tick(paced=False)
+        await backfill.tick(paced=False)
+
+    first, last = seen
+    assert first.backfilled_total == last.backfilled_total == {"organizationmember": 3}
+    assert (first.low_bound, last.low_bound) == (
+        {("organizationmember", 1): "0"},
+        {("organizationmember", 2): "0"},
+    )
+    assert (last.target_version, last.watermark_missing_total, last.watermark_errors_total) == (
+        {"organizationmember": 1},
+        0,
+        0,
+    )
