@@ -113,6 +113,8 @@ class Backfill:
         """Messages that any 60 seconds may hold now."""
         self.left = 0
         """Messages that this tick may still write."""
+        self.saving: Walker | None = None
+        """Whose turn it was when the budget did not suffice."""
         self.on_tick: Callable[[Metrics], None] | None = None
         """Called at the end of every tick, also where there was nothing to walk or nothing to spend."""
         self.written = 0
@@ -186,8 +188,10 @@ class Backfill:
         return self._unavailable
 
     def waiting_for_turn(self) -> deque[Walker]:
-        """Return the models that can be walked; each tick begins with another one."""
-        self.walkers.rotate(-1)
+        """Return the models that can be walked: first the one that was saving up, else another one each tick."""
+        first = 1 if self.saving is None else self.walkers.index(self.saving)
+        self.walkers.rotate(-first)
+        self.saving = None
         return deque(walker for walker in self.walkers if walker.progress.condition == "walking")
 
     async def inspect(self, model: ModelConfig) -> Walk:
@@ -279,7 +283,27 @@ async def backfill_outboxes_for(
             written = True
             if batch.has_more:
                 queue.append(walker)
+        elif walker.progress.condition == "budget" and _saves_up(context, walker, max_batch_rate):
+            for other in queue:
+                other.progress.condition = "budget"
+            break
     return written
+
+
+def _saves_up(context: Backfill, walker: Walker, rate: int) -> bool:
+    """Keep what is left for a model that needs more for its next row, or the others would always spend it first."""
+    need = walker.progress.need
+    if 0 < rate < need:
+        walker.fail(
+            errors.StatementFailed(
+                f"one row of {walker.table} makes {need} messages, more than the {rate} a minute that are allowed",
+                hint="Raise backfill.backfills_per_minute.",
+            )
+        )
+    if need > context.window_max:  # live traffic takes too much: the others need not wait for it to end
+        return False
+    context.saving = walker
+    return True
 
 
 async def process_outbox_backfill_batch(
@@ -341,11 +365,11 @@ async def _write_batch(
     if walk.source.is_past_the_end(first_key):
         return BackfillBatch(step.low_bound, FRESH, 0, 0, has_more=False), finished
     allowed = min(context.left, context.window_max - await context.ledger.spent(fetch))
-    rows_max = min(batch_size, allowed // walker.fan_out())
-    if rows_max <= 0 or allowed < walker.progress.need:
-        walker.progress.condition = "budget"
+    rows_max, regions = min(batch_size, allowed // walker.fan_out()), walker.regions()
+    if rows_max <= 0 or regions == []:  # an option may have changed since we looked: no row may pass without messages
+        walker.progress.condition = "waiting" if regions == [] else "budget"
         return None, state
-    arguments = [first_key, rows_max, walk.scope, walk.category, walker.regions()]
+    arguments = [first_key, rows_max, walk.scope, walk.category, regions]
     row = (await fetch(walk.batch, *arguments, *([allowed] if walk.by_row else [])))[0]
     looked, done, last_key, messages = row
     if looked and not done:  # one row alone makes more messages than may be written now

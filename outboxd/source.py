@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from outboxd.inspection import Table
 
 _STATEMENTS = sql.load("backfill.sql")
-_INTEGER_MAX = {"smallint": 2**15 - 1, "integer": 2**31 - 1, "bigint": 2**63 - 1}
+_KEY_TYPES = ("smallint", "integer", "bigint", "uuid")
+_INT8_MAX = 2**63 - 1
 _KINDS = ("r", "p")
 
 FRESH = "0"
@@ -72,8 +73,8 @@ class Source:
         return str(following) if following else _ZERO
 
     def is_past_the_end(self, first_key: Any) -> bool:
-        """Whether no key of the type can be so high."""
-        return isinstance(first_key, int) and first_key > _INTEGER_MAX[self.key_type]
+        """Whether no key can be so high. Of any integer type: a column may be widened while it is walked."""
+        return isinstance(first_key, int) and first_key > _INT8_MAX
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
             f"{subject}: {found}", hint="A walk goes along a primary key of one column, an integer or a uuid."
         )
     key_type = relation.columns[keys[0]].type
-    if key_type not in (*_INTEGER_MAX, "uuid"):
+    if key_type not in _KEY_TYPES:
         raise errors.SchemaError(
             f"{subject}: its primary key {keys[0]} is of type {key_type}",
             hint="A walk goes along a primary key of one column, an integer or a uuid.",
@@ -154,13 +155,13 @@ def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable
         return f"{source.alias}.{sql.quote(name)}" if name else ""
 
     key = f"{source.alias}.{source.key}"
-    above = ">" if source.key_type == "uuid" else ">="
+    above, type_ = (">", "uuid") if source.key_type == "uuid" else (">=", "int8")
     return {
         "source": source.name,
         "alias": source.alias,
         "key": key,
-        "key_type": source.key_type,
-        "resumed": lambda n: f"(${n}::{source.key_type} IS NULL OR {key} {above} ${n}::{source.key_type})",
+        "key_type": type_,
+        "resumed": lambda n: f"(${n}::{type_} IS NULL OR {key} {above} ${n}::{type_})",
         "condition": _expression(model.where_sql, "true"),
         "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
         "object_identifier": column(model.object_identifier),
@@ -172,7 +173,7 @@ def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable
 def _batch_statement(schema: str, model: ModelConfig, source: Source, table: Table) -> str:
     row = names_of_row(model, source)
     given = {
-        "region_name": "target.region_name",
+        "region_name": "outboxd_target.outboxd_region",
         "shard_scope": "$3::int4",
         "category": "$4::int4",
         **{name: str(row[name]) for name in ("shard_identifier", "object_identifier", "payload")},

@@ -111,15 +111,21 @@ class Walker:
         except errors.StoreUnavailable:
             raise
         except errors.OutboxdError as exc:
-            self.progress.watermark_errors += isinstance(exc, errors.WatermarkError)
-            self._walk = None
-            self._failures += 1
-            self._retry_at = time.monotonic() + min(RETRY_S_MAX, 2.0**self._failures)
-            self.progress.condition = "broken"
-            self.progress.error = f"{exc}. {exc.hint}" if exc.hint else str(exc)
+            self.fail(exc)
             return None
-        self._failures, self._retry_at, self.progress.error = 0, 0.0, ""
+        self._retry_at, self.progress.error = 0.0, ""
+        if result is not None or self.progress.condition != "walking":  # a look alone mends no batch
+            self._failures = 0
         return result
+
+    def fail(self, exc: errors.OutboxdError) -> None:
+        """Note an error of the model; it is tried again ever more rarely."""
+        self.progress.watermark_errors += isinstance(exc, errors.WatermarkError)
+        self._walk = None
+        self._failures += 1
+        self._retry_at = time.monotonic() + min(RETRY_S_MAX, 2.0**self._failures)
+        self.progress.condition = "broken"
+        self.progress.error = f"{exc}. {exc.hint}" if exc.hint else str(exc)
 
     async def observe(self, target: int) -> None:
         """Renew what is known: where the walk is, and whether it could go on with the version *target*."""

@@ -144,12 +144,12 @@ class RedisWatermarks:
     async def advance(self, table: str, work: Work[Result]) -> Result:
         """Write a batch, then move the watermark, unless somebody else has moved it meanwhile: at least once."""
         raw = await self._get(table)
-        if not raw:
-            self.missing += 1
-            log.warning("backfill.watermark_missing", table=table, key=_key(table))
         before = _parsed(table, raw)
         async with self._session.transaction(f"backfilling {table}") as fetch:
             result, after = await work(fetch, before)
+            if after != before and not raw:
+                self.missing += 1
+                log.warning("backfill.watermark_missing", table=table, key=_key(table))
         if after != before and not await self._call("EVAL", _key(table), raw, _encoded(after)):
             log.warning("backfill.superseded", table=table, key=_key(table))
         return result

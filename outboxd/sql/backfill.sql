@@ -1,8 +1,9 @@
 -- Backfill: walk a source table along its primary key and write a message for each row.
 --
 -- Names in braces beside the usual ones: {source} and {alias} (the source table and its bare name), {key} (its primary
--- key, qualified), {key_type}; {shard_identifier}, {object_identifier}, {payload}, {condition}, {regions}: expressions of the
--- configuration over the row.
+-- key, qualified), {key_type} (int8 for every integer); {shard_identifier}, {object_identifier}, {payload}, {condition},
+-- {regions}: expressions of the configuration over the row. Where they stand, no name of ours may be one that a source
+-- table has too: hence outboxd_target and outboxd_region.
 
 -- name: watermark
 -- $1 text          source table
@@ -129,7 +130,7 @@ written AS (
     INSERT INTO {table} ({columns})
     SELECT {values}
     FROM {source} AS {alias}
-    CROSS JOIN unnest($5::text[]) AS target (region_name)
+    CROSS JOIN unnest($5::text[]) AS outboxd_target (outboxd_region)
     WHERE {resumed:1}
         AND {key} <= (SELECT last_key FROM bound)
         AND {condition}
@@ -177,7 +178,7 @@ written AS (
         SELECT DISTINCT named.region_name
         FROM unnest({regions}) AS named (region_name)
         WHERE named.region_name IS NOT NULL AND ($5::text[] IS NULL OR named.region_name = ANY ($5::text[]))
-    ) AS target
+    ) AS outboxd_target (outboxd_region)
     WHERE {resumed:1}
         AND {key} <= (SELECT last_key FROM bound)
         AND {condition}

@@ -175,6 +175,8 @@ class World:
                 )
             case Delete(keys):
                 await self.connection.execute(f"DELETE FROM {TABLE} WHERE id = ANY ($1::int8[])", keys)
+                for existed in self.began.values():  # what bears such a key later is another row
+                    existed.difference_update(keys)
             case Batch():
                 await self._batch(step)
 
