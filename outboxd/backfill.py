@@ -56,7 +56,7 @@ class Metrics(msgspec.Struct, frozen=True):
         target_version: By table.
         backfilled_total: Messages written by this process, by table.
         watermark_missing_total: Walks that began anew because Redis had lost their key.
-        watermark_errors_total: Watermarks that were none.
+        watermark_errors_total: Watermarks that were none, or that Redis did not tell.
     """
 
     low_bound: dict[tuple[str, int], str]
@@ -212,7 +212,7 @@ class Backfill:
             target_version={table: progress.target for table, progress in known.items()},
             backfilled_total={table: progress.messages for table, progress in known.items()},
             watermark_missing_total=self.watermarks.missing,
-            watermark_errors_total=sum(progress.watermark_errors for progress in known.values()),
+            watermark_errors_total=self.watermarks.failures + sum(p.watermark_errors for p in known.values()),
         )
 
     def rows(self) -> dict[str, int]:

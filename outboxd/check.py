@@ -11,7 +11,7 @@ import datetime as dt
 import sys
 from typing import TYPE_CHECKING
 
-from outboxd import errors, inspection, load, privileges, registry, session, sql
+from outboxd import errors, inspection, load, privileges, registry, session, source, sql
 from outboxd.check_table import check_model, check_outbox
 from outboxd.findings import Finding
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from outboxd.config import Config
+    from outboxd.config import Config, ModelConfig
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
 
@@ -169,8 +169,22 @@ async def _check_database(
             findings.append(Finding("error", f"outbox {outbox.name}", text, "Remove one of them."))
     for model in config.model:
         if model.outbox in [o.name for o in config.outboxes]:
-            findings += await check_model(connection, model)
+            findings += await _check_walk(connection, config, model)
     return findings + await _check_privileges(connection, config, kinds, role)
+
+
+async def _check_walk(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
+    """Check a model's table, and whether its walk could be written: key, expressions, types."""
+    found = await check_model(connection, model)
+    if not model.replication_version or any(finding.level == "error" for finding in found):
+        return found
+    try:
+        walk = await source.inspect_walk(connection, config, model)
+        with inspection.translated(f"preparing the walk of {model.table}"):
+            await connection.prepare(walk.batch)
+    except errors.OutboxdError as exc:
+        return error_findings(f"model {model.table}", exc)
+    return found
 
 
 async def _check_server(connection: asyncpg.Connection) -> list[Finding]:

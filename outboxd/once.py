@@ -41,9 +41,11 @@ class Summary:
 
     def text(self) -> str:
         """Write it for people."""
+        walked = ", ".join(f"{rows} rows of {table}" for table, rows in self.backfilled.items())
         return (
             f"delivered {self.delivered}, coalesced {self.coalesced}, buried {self.buried} in {self.seconds:.1f} s\n"
             f"shards: {self.failed_shards} failed, {self.skipped_shards} switched off, {self.remaining_due} still due"
+            + (f"\nbackfilled {walked}" if walked else "")
         )
 
 

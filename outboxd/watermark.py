@@ -60,9 +60,16 @@ Work = Callable[["Fetch", State], Awaitable[tuple[Result, State]]]
 
 
 class Watermarks(Protocol):
-    """Where watermarks are kept. Every method may raise StoreUnavailable, SchemaError or WatermarkError."""
+    """
+    Where watermarks are kept. Every method may raise StoreUnavailable, SchemaError or WatermarkError.
+
+    Attributes:
+        missing: Walks that began anew because their watermark was lost.
+        failures: How often the store did not answer.
+    """
 
     missing: int
+    failures: int
 
     async def get_processing_state(self, table: str) -> State:
         """Tell where the walk of a table is; (0, 1) when it was never seen."""
@@ -88,7 +95,7 @@ class PostgresWatermarks:
 
     def __init__(self, session: Session, schema: str) -> None:
         self._session = session
-        self.missing = 0
+        self.missing = self.failures = 0
         renderer = sql.Renderer({"schema": sql.quote(schema)}, {})
         names = ("watermark", "lock_watermark", "move_watermark")
         self._sql = {name: renderer.render(_STATEMENTS[name]) for name in names}
@@ -131,7 +138,7 @@ class RedisWatermarks:
         self._session = session
         self._url = url
         self._client: Any = None
-        self.missing = 0
+        self.missing = self.failures = 0
 
     async def get_processing_state(self, table: str) -> State:
         """Tell where the walk of a table is; (0, 1) when the key is missing."""
@@ -184,6 +191,7 @@ class RedisWatermarks:
         except ValueError as exc:
             raise errors.ConfigError([f"redis_url: {exc}"]) from exc
         except (redis.RedisError, OSError) as exc:
+            self.failures += 1
             await self._forget()
             raise errors.StoreUnavailable(
                 f"redis at {masked(self._url())}: {exc}", hint="Backfills wait for it; the drain does not need it."

@@ -205,12 +205,36 @@ class TestTables:
             ),
         }
 
+    @pytest.mark.parametrize(
+        ("columns", "more", "words"),
+        [
+            ("id bigint, organization_id bigint, PRIMARY KEY (id, organization_id)", "", "its primary key is (id, org"),
+            ("id bigint, organization_id bigint", "", "it has no primary key"),
+            ("id text PRIMARY KEY, organization_id bigint", "", "is of type text"),
+            (
+                "id bigint PRIMARY KEY, organization_id bigint",
+                "payload_sql = 'to_jsonb(slug)'",
+                '"slug" does not exist',
+            ),
+            ("id bigint PRIMARY KEY, organization_id uuid", "", "is of type bigint but expression is of type uuid"),
+        ],
+    )
+    async def test_models_that_cannot_be_walked(
+        self, database: str, connection: asyncpg.Connection, tmp_path: Path, columns: str, more: str, words: str
+    ) -> None:
+        await connection.execute(f"CREATE TABLE member ({columns})")
+        config = write_configuration(tmp_path, database, more=MODEL + more)
+        await run("migrate", config=config)
+        code, findings = await check(config)
+        [error] = of_level(findings, "error")
+        assert (code, words in error) == (78, True), error
+
     async def test_models(self, database: str, connection: asyncpg.Connection, tmp_path: Path) -> None:
         config = write_configuration(tmp_path, database, more=MODEL)
         await run("migrate", config=config)
         _, findings = await check(config)
         assert "model member: there is no table member" in of_level(findings, "error")
-        await connection.execute("CREATE TABLE member (id bigint)")
+        await connection.execute("CREATE TABLE member (id bigint PRIMARY KEY)")
         _, findings = await check(config)
         assert "model member: public.member has no column organization_id" in of_level(findings, "error")
         await connection.execute("ALTER TABLE member ADD organization_id bigint")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from outboxd.backfill import Backfill, backfill_outboxes_for
-from outboxd.budget import Pace
-from tests.drains import CONTROL, REGION, write_many
+from outboxd.budget import SPENDING_CLASS, Pace
+from tests.drains import CONTROL, REGION, connected, until, write_many
 from tests.walks import (
     create_members,
     let_time_pass,
@@ -151,40 +152,59 @@ def test_the_pace_spreads_the_rate_and_saves_up_for_a_while(monkeypatch: pytest.
 
 @dataclass(frozen=True)
 class Tick:
-    """Two daemons tick, one after another or at once; then so much time passes."""
+    """One daemon ticks, or both at once; or (`rivals`) each wants the whole minute for one table. Then time passes."""
 
     who: tuple[int, ...]
     paced: bool
     then_s: int
+    rivals: bool = False
 
 
-ticks = st.builds(
-    Tick, st.sampled_from([(0,), (1,), (0, 1), (0, 1)]), st.booleans(), st.sampled_from([0, 1, 1, 7, 20, 59, 61])
-)
+who = st.sampled_from([(0,), (1,), (0, 1), (0, 1)])
+pauses = st.sampled_from([0, 1, 1, 7, 20, 59, 61])
+ticks = st.builds(Tick, who, st.booleans(), pauses, st.booleans())
 
 
 @dataclass
 class Minutes:
-    """Two daemons on two tables, and when messages were written by a clock that the test moves."""
+    """
+    Two daemons on two tables, and when messages were written: by the real clock, and what the test adds to it.
+
+    Attributes:
+        written: When each tick began and ended, in seconds, and how many messages came of it.
+    """
 
     connection: asyncpg.Connection
     daemons: list[Backfill]
-    now_s: float = 0.0
+    added_s: float = 0.0
     seen: int = 0
-    written: list[tuple[float, int]] = field(default_factory=list)
+    written: list[tuple[float, float, int]] = field(default_factory=list)
+
+    def now_s(self) -> float:
+        return time.monotonic() + self.added_s
 
     async def take(self, tick: Tick) -> None:
-        await asyncio.gather(*(self.daemons[number].tick(paced=tick.paced) for number in tick.who))
+        began_s = self.now_s()
+        await asyncio.gather(*(self._spend(number, tick) for number in tick.who))
         total: int = await self.connection.fetchval("SELECT count(*) FROM outbox")
-        self.written.append((self.now_s, total - self.seen))
+        self.written.append((began_s, self.now_s(), total - self.seen))
         self.seen = total
         await let_time_pass(self.connection, tick.then_s)
         await self.connection.execute("UPDATE outbox SET scheduled_for = now() + interval '1 day'")
-        self.now_s += tick.then_s
+        self.added_s += tick.then_s
+
+    async def _spend(self, number: int, tick: Tick) -> None:
+        daemon = self.daemons[number]
+        if tick.rivals:
+            rate = daemon.config.backfill.backfills_per_minute
+            await one_batch(daemon, rate, TABLES[number], messages=rate)
+        else:
+            await daemon.tick(paced=tick.paced)
 
     def most_in_a_minute(self) -> int:
         return max(
-            sum(count for at_s, count in self.written if begin_s <= at_s < begin_s + 60) for begin_s, _ in self.written
+            sum(count for began_s, ended_s, count in self.written if first_s <= began_s and ended_s < first_s + 60)
+            for first_s, _, _ in self.written
         )
 
 
@@ -205,7 +225,7 @@ async def test_no_sixty_seconds_hold_more_than_the_rate(
     async with contextlib.AsyncExitStack() as stack:
         daemons = [await stack.enter_async_context(walking(database, config)) for _ in range(2)]
         minutes = Minutes(connection, daemons)
-        for tick in plan:
+        for tick in (Tick((0,), paced=False, then_s=1), *plan):
             await minutes.take(tick)
 
     assert 0 < minutes.most_in_a_minute() <= rate
@@ -223,10 +243,32 @@ async def test_two_daemons_that_spend_at_once_on_two_tables_keep_the_rate_togeth
     database: str, connection: asyncpg.Connection
 ) -> None:
     await create_tables(connection, 1_000)
-    first, second = (model(table=table) for table in TABLES)
-    configs = [with_models(*models, backfills_per_minute=100) for models in ((first, second), (second, first))]
-    async with walking(database, configs[0]) as one, walking(database, configs[1]) as other:
-        await asyncio.gather(one.spend_a_minute(), other.spend_a_minute())
-        assert one.written + other.written == 100
+    config = with_models(*(model(table=table) for table in TABLES), backfills_per_minute=100)
+    async with walking(database, config) as one, walking(database, config) as other:
+        await one.look()
+        await other.look()
+        await asyncio.gather(
+            one_batch(one, 80, TABLES[0], messages=100),
+            one_batch(other, 80, TABLES[1], messages=100),
+        )
 
     assert len(await objects(connection)) == 100
+
+
+async def test_a_batch_waits_for_what_another_one_is_spending(database: str, connection: asyncpg.Connection) -> None:
+    await create_members(connection, 10)
+    async with walking(database) as backfill, connected(database) as other:
+        async with other.transaction():
+            await other.execute("SELECT pg_advisory_xact_lock($1, 0)", SPENDING_CLASS)
+            batch = asyncio.create_task(one_batch(backfill, 10, messages=10))
+            await until(lambda: waits_for_a_lock(connection))
+            await other.execute(
+                "INSERT INTO outboxd.backfill_spending (table_name, messages) VALUES ('organizationmember', 8)"
+            )
+        await batch
+
+    assert await objects(connection) == [1, 2]
+
+
+async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
+    return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
