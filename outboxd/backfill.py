@@ -35,6 +35,9 @@ log = structlog.get_logger()
 
 TICK_S = 1.0
 BATCH_ROWS_MAX = 20_000
+MINUTE_S = 60.0
+# Row level security that somebody switches on in mid-walk must be an error, not rows that are passed over.
+BACKFILL_SETTINGS = {"row_security": "off"}
 
 
 class BackfillBatch(msgspec.Struct, frozen=True):
@@ -55,7 +58,7 @@ class Metrics(msgspec.Struct, frozen=True):
         low_bound: By table and version; of a uuid key the last one done.
         target_version: By table.
         backfilled_total: Messages written by this process, by table.
-        watermark_missing_total: Walks that began anew because Redis had lost their key.
+        watermark_missing_total: Walks that began at the lowest key because Redis has no watermark of theirs.
         watermark_errors_total: Watermarks that were none, or that Redis did not tell.
     """
 
@@ -89,7 +92,9 @@ class Backfill:
         self.config = config
         self.live = live
         self.switchboard = switchboard
-        self.session = session.Session(dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=300)
+        self.session = session.Session(
+            dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=300, settings=BACKFILL_SETTINGS
+        )
         self.watermarks: Watermarks = (
             RedisWatermarks(self.session, redis_url)
             if config.backfill.state == "redis"
@@ -104,6 +109,7 @@ class Backfill:
                 watermarks=self.watermarks,
                 switchboard=switchboard,
                 inspect=self.inspect,
+                lock_name=f"{config.schema}.{model.table}",
             )
             for model in config.model
             if model.outbox in names
@@ -133,9 +139,11 @@ class Backfill:
             await asyncio.sleep(max(0.0, began_at + TICK_S - time.monotonic()))
 
     async def spend_a_minute(self) -> None:
-        """Write what one minute allows (`--once`), or until we are stopped."""
-        while await self.tick(paced=False):
-            continue
+        """Write what one minute allows (`--once`), for a minute at most, or until we are stopped."""
+        ends_at = time.monotonic() + MINUTE_S
+        while await self.tick(paced=False) and time.monotonic() < ends_at:
+            if self.written >= self.config.backfill.backfills_per_minute:
+                return
 
     async def tick(self, *, paced: bool, force_synchronous: bool = False) -> bool:
         """
@@ -149,9 +157,7 @@ class Backfill:
             Whether anything was written. A model, database or Redis that fails is logged and tried again later.
         """
         try:
-            for walker in self.walkers:
-                target = find_replication_version(self, walker.model, force_synchronous)
-                await walker.guarded(walker.observe(target))
+            await self.look(force_synchronous=force_synchronous)
             written = await self._spend(paced=paced, force_synchronous=force_synchronous)
         except errors.OutboxdError as exc:
             if not self._unavailable:
@@ -168,15 +174,15 @@ class Backfill:
             self._unavailable = ""
         return written
 
-    async def look(self) -> None:
+    async def look(self, *, force_synchronous: bool = False) -> None:
         """
-        Renew what is known of every model, as a tick does, and walk none: for commands.
+        Renew what is known of every model, and walk none.
 
         Raises:
-            StoreUnavailable, ConfigError: Nothing is known.
+            StoreUnavailable: Nothing is known.
         """
         for walker in self.walkers:
-            await walker.guarded(walker.observe(find_replication_version(self, walker.model)))
+            await walker.guarded(walker.observe(find_replication_version(self, walker.model, force_synchronous)))
 
     async def load(self) -> Load:
         """Tell how busy the drain is."""
@@ -196,13 +202,8 @@ class Backfill:
 
     async def inspect(self, model: ModelConfig) -> Walk:
         """Look at a model's tables."""
-        connection = await session.connect(self._dsn(), name=f"inspect {model.table}")
-        try:
+        async with session.visit(self._dsn(), name=f"inspect {model.table}") as connection:
             return await inspect_walk(connection, self.config, model)
-        except Exception as exc:
-            raise session.translate(exc, f"inspecting model {model.table}") from exc
-        finally:
-            await session.close_quietly(connection)
 
     def metrics(self) -> Metrics:
         """Tell what the last tick has seen."""
@@ -226,7 +227,11 @@ class Backfill:
 
     async def _spend(self, *, paced: bool, force_synchronous: bool) -> bool:
         ready = [walker for walker in self.walkers if walker.progress.condition == "walking"]
-        if not ready:  # only then does counting the load cost nothing
+        rate = self.config.backfill.backfills_per_minute
+        if not rate:
+            for walker in ready:
+                walker.progress.condition = "paused"
+        if not ready or not rate:  # and counting the load costs nothing
             return False
         load = await self._gauge.measure(self.switchboard.now)
         lag_s_max = self.config.backfill.pause_above_lag_s
@@ -235,7 +240,6 @@ class Backfill:
             for walker in ready:
                 walker.progress.condition = "lag"
             return False
-        rate = self.config.backfill.backfills_per_minute
         need = max(walker.progress.need for walker in ready)
         self.left = self._pace.allowance(rate, need) if paced else rate
         before = self.written
@@ -325,7 +329,7 @@ async def process_outbox_backfill_batch(
         walker.progress.condition = "budget"
         return None
     target = find_replication_version(context, walker.model, force_synchronous)
-    if next_step(await context.watermarks.get_processing_state(walker.table), target) is None:
+    if target <= 0:
         return None
     if not await walker.hold():
         walker.progress.condition = "elsewhere"
@@ -358,7 +362,7 @@ async def _write_batch(
 ) -> tuple[BackfillBatch | None, State]:
     """Write one batch in the transaction of *fetch*; returns also where the walk is then."""
     step = next_step(state, target)
-    if step is None:  # somebody has walked on since we looked
+    if step is None or not walker.is_held:  # somebody has walked on since we looked, or the lock went with its session
         return None, state
     first_key = walk.source.first_key(step.low_bound)
     finished = State(FRESH, step.version + 1)

@@ -112,7 +112,8 @@ async def statuses(backfill: Backfill) -> list[Status]:
     spent_lately, walked_now = (renderer.render(_STATEMENTS[name]) for name in ("spent_lately", "walked_now"))
     spending = await backfill.session.fetch("reading what was spent", spent_lately, tables)
     spent: dict[str, int] = {row[0]: row[1] for row in spending}
-    walked = {row[0] for row in await backfill.session.fetch("looking for walks", walked_now, TABLE_CLASS, tables)}
+    arguments = [TABLE_CLASS, tables, backfill.config.schema]
+    walked = {row[0] for row in await backfill.session.fetch("looking for walks", walked_now, *arguments)}
     return [
         await _status(backfill, walker, lags=lags, walked=walker.table in walked, spent=spent.get(walker.table, 0))
         for walker in backfill.walkers
@@ -258,7 +259,7 @@ async def _known_place(backfill: Backfill, walker: Walker) -> Place:
     if walker.progress.condition == "finished":
         try:
             return await _place(backfill, walker)
-        except errors.SchemaError:
+        except (errors.SchemaError, errors.StatementFailed):
             return Place(left=0)
     return await walker.guarded(_place(backfill, walker)) or Place()
 

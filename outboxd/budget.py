@@ -29,7 +29,8 @@ _STATEMENTS = sql.load("backfill.sql")
 
 SPENDING_CLASS = 1_870_099_305
 CATCH_UP_S = 5.0
-ROWS_LOOKED_AT_MIN = 10_000
+ROWS_LOOKED_AT_MAX = 200_000
+LOOK_S_MAX = 0.05
 LOOK_SHARE = 20
 LOOK_AGE_S_MAX = 30.0
 
@@ -64,13 +65,14 @@ class Ledger:
     """What was spent in the last 60 seconds, by everybody who walks these tables."""
 
     def __init__(self, schema: str, tables: list[str]) -> None:
+        self._schema = schema
         self._tables = tables
         renderer = sql.Renderer({"schema": sql.quote(schema)}, {})
         self._sql = {name: renderer.render(_STATEMENTS[name]) for name in ("lock_spending", "spent", "spend")}
 
     async def spent(self, fetch: Fetch) -> int:
         """Tell it; until the end of the transaction nobody else may ask."""
-        await fetch(self._sql["lock_spending"], SPENDING_CLASS)
+        await fetch(self._sql["lock_spending"], SPENDING_CLASS, self._schema)
         return int((await fetch(self._sql["spent"], self._tables))[0][0])
 
     async def spend(self, fetch: Fetch, table: str, messages: int) -> None:
@@ -108,8 +110,8 @@ class LoadGauge:
         """
         Count due rows that are neither paused nor of failing shards, up to the rate.
 
-        Counting a million takes 0.4 s, and a high rate would pay it every second: there a look is believed for 20 times
-        what it took.
+        Counting a million takes 0.4 s, and a high rate would pay it every second: a look that took long is believed for
+        20 times what it took.
 
         Raises:
             StoreUnavailable: The database is away.
@@ -118,7 +120,7 @@ class LoadGauge:
         if began_at >= self._good_until:
             self._last = await self._look(switches)
             ended_at = time.monotonic()
-            if self._config.backfill.backfills_per_minute > ROWS_LOOKED_AT_MIN:
+            if ended_at - began_at > LOOK_S_MAX:
                 self._good_until = ended_at + min(LOOK_AGE_S_MAX, LOOK_SHARE * (ended_at - began_at))
         return self._last
 
@@ -131,7 +133,8 @@ class LoadGauge:
         Raises:
             StoreUnavailable: The database is away.
         """
-        rows_max = max(ROWS_LOOKED_AT_MIN, self._config.backfill.backfills_per_minute)
+        rows_max = max(1, self._config.backfill.backfills_per_minute)
+        looked_at_max = max(ROWS_LOOKED_AT_MAX, rows_max)
         shards = list(switches.shards)
         off = [[shard[0] for shard in shards], [shard[1] for shard in shards], [shard[2] for shard in shards]]
         scheduled, lag_s = 0, 0.0
@@ -142,7 +145,8 @@ class LoadGauge:
                 statement = await self._statement(outbox)
                 doing = f"measuring outbox {outbox.name}"
                 categories = list(switches.categories)
-                rows = await self._session.fetch(doing, statement, outbox.name, rows_max, categories, *off)
+                arguments = [outbox.name, rows_max, categories, *off, looked_at_max]
+                rows = await self._session.fetch(doing, statement, *arguments)
             except (errors.SchemaError, errors.StatementFailed) as exc:
                 self._statements.pop(outbox.name, None)
                 log.debug("backfill.load_unknown", outbox=outbox.name, error=str(exc))
@@ -153,10 +157,7 @@ class LoadGauge:
 
     async def _statement(self, outbox: OutboxConfig) -> str:
         if outbox.name not in self._statements:
-            connection = await session.connect(self._dsn(), name=f"inspect {outbox.name}")
-            try:
+            async with session.visit(self._dsn(), name=f"inspect {outbox.name}") as connection:
                 table = await inspect_table(connection, outbox)
-            finally:
-                await session.close_quietly(connection)
             self._statements[outbox.name] = renderer_of(table, self._config.schema).render(_STATEMENTS["load"])
         return self._statements[outbox.name]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from outboxd import errors
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
@@ -87,6 +88,8 @@ async def drain_once(
     for branch in pipeline.branches:
         if branch.error is not None:
             raise branch.error
+    if pipeline.backfill is not None and pipeline.backfill.unavailable:
+        raise errors.StoreUnavailable(f"backfills: {pipeline.backfill.unavailable}")
     return EXIT_HARD_STOP if pipeline.live.stopping_hard or summary.failed_shards else 0
 
 

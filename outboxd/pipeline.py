@@ -97,13 +97,8 @@ class Branch:
                 return
 
     async def _inspect(self) -> Table:
-        connection = await session.connect(self._pipeline.dsn(), name=f"inspect {self.config.name}")
-        try:
+        async with session.visit(self._pipeline.dsn(), name=f"inspect {self.config.name}") as connection:
             return await inspect_table(connection, self.config)
-        except Exception as exc:
-            raise session.translate(exc, f"inspecting outbox {self.config.name}") from exc
-        finally:
-            await session.close_quietly(connection)
 
     async def _drain_table(self, table: Table, background: TaskGroup) -> None:
         pipeline = self._pipeline
@@ -211,7 +206,7 @@ class Pipeline:
         self._drainers: TaskGroup | None = None
         self.drained = asyncio.Event()
         self._stopped = asyncio.Event()
-        self._delivering = anyio.CancelScope()
+        self._delivering, self._backfilling = anyio.CancelScope(), anyio.CancelScope()
 
     async def open(self) -> None:
         """
@@ -257,7 +252,8 @@ class Pipeline:
                         await self._count_remaining()
                     if self.backfill is not None and not self._stopped.is_set():
                         self.live.stopping = False
-                        await self.backfill.spend_a_minute()
+                        with self._backfilling:
+                            await self.backfill.spend_a_minute()
                 background.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # the locks must go, however we end
@@ -293,6 +289,7 @@ class Pipeline:
         self.stop()
         self.live.stopping_hard = True
         self._delivering.cancel()
+        self._backfilling.cancel()
 
     def apply(self, config: Config, registry: Registry) -> None:
         """Take over what may change while running: `[drain]`, scopes, categories."""
@@ -359,12 +356,9 @@ class Pipeline:
                 self._drainers.start_soon(self.drain.drainer)
 
     async def _require_schema(self) -> None:
-        connection = await session.connect(self.dsn(), name="inspect")
-        try:
+        async with session.visit(self.dsn(), name="inspect") as connection:
             await session.refuse_pooler(connection)  # waiting for a migration would not mend it
             await require_schema(connection, self.config)
-        finally:
-            await session.close_quietly(connection)
 
     async def _count_remaining(self) -> None:
         for branch in self.branches:

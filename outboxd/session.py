@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import functools
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 import asyncpg
@@ -43,6 +44,7 @@ HOT_SETTINGS = {
     "tcp_user_timeout": "30000",
 }
 
+_NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _AUTHENTICATION_CLASS = "28"
 _UNKNOWN_DATABASE = "3D000"
 _UNSUPPORTED_STARTUP_PARAMETER = "08P01"
@@ -152,6 +154,23 @@ async def close_quietly(connection: asyncpg.Connection) -> None:
         connection.terminate()
 
 
+@contextlib.asynccontextmanager
+async def visit(dsn_text: str, *, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """
+    Open a connection for a moment.
+
+    Raises:
+        OutboxdError: Of `connect`, and of whatever fails inside.
+    """
+    connection = await connect(dsn_text, name=name)
+    try:
+        yield connection
+    except Exception as exc:
+        raise translate(exc, name) from exc
+    finally:
+        await close_quietly(connection)
+
+
 def pooler_error() -> errors.PoolerError:
     """Build the error for a pooler in between: what it would break and what to set."""
     return errors.PoolerError(
@@ -205,10 +224,17 @@ class Session:
         name: What the session is for.
         lock_timeout_s: How long a statement waits for a lock.
         statement_timeout_s: How long a statement may take.
+        settings: Start-up parameters beside those of every hot session.
     """
 
     def __init__(
-        self, dsn_text: Callable[[], str], *, name: str, lock_timeout_s: float, statement_timeout_s: float
+        self,
+        dsn_text: Callable[[], str],
+        *,
+        name: str,
+        lock_timeout_s: float,
+        statement_timeout_s: float,
+        settings: Mapping[str, str] = _NO_SETTINGS,
     ) -> None:
         self._dsn = dsn_text
         self._name = name
@@ -216,13 +242,18 @@ class Session:
         self._timeout_s = statement_timeout_s + 10
         self._settings = {
             **HOT_SETTINGS,
+            **settings,
             "lock_timeout": str(int(lock_timeout_s * 1000)),
             "statement_timeout": str(int(statement_timeout_s * 1000)),
         }
         self._connection: asyncpg.Connection | None = None
         self._turnstile = asyncio.Lock()
-        self.opened = 0
-        """How many connections there have been: what a session holds is gone with the connection it was won on."""
+        self._opened = 0
+
+    @property
+    def life(self) -> int:
+        """The number of the open connection, 0 when none is: what a session holds is gone with its connection."""
+        return 0 if self._connection is None or self._connection.is_closed() else self._opened
 
     async def fetch(self, doing: str, statement: str, *args: Any) -> list[asyncpg.Record]:
         """
@@ -272,7 +303,7 @@ class Session:
                     raise translate(exc, f"opening session {self._name}") from exc
                 raise
             self._connection = connection
-            self.opened += 1
+            self._opened += 1
         return self._connection
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:

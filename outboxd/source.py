@@ -88,7 +88,6 @@ class Walk:
 
     model: ModelConfig
     source: Source
-    outbox: Table
     scope: int
     category: int
     by_row: bool
@@ -110,7 +109,6 @@ async def inspect_walk(connection: asyncpg.Connection, config: Config, model: Mo
     return Walk(
         model=model,
         source=source,
-        outbox=table,
         scope=config.scopes[category.scope].value,
         category=category.value,
         by_row=bool(model.region_names_sql.strip()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -70,6 +71,7 @@ class Walker:
         watermarks: Where the walk is.
         switchboard: Options and pauses.
         inspect: Looks at a model's tables.
+        lock_name: What stands for the walk among the locks of the database.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Walker:
         watermarks: Watermarks,
         switchboard: SwitchBoard,
         inspect: Callable[[ModelConfig], Awaitable[Walk]],
+        lock_name: str,
     ) -> None:
         self.model = model
         self.table = model.table
@@ -90,6 +93,7 @@ class Walker:
         self._watermarks = watermarks
         self._switchboard = switchboard
         self._inspect = inspect
+        self._lock_name = lock_name
         self._walk: Walk | None = None
         self._locked_on = 0
         self._failures = 0
@@ -109,9 +113,16 @@ class Walker:
         try:
             result = await work
         except errors.StoreUnavailable:
+            await self._release_quietly()
             raise
         except errors.OutboxdError as exc:
+            await self._release_quietly()
             self.fail(exc)
+            return None
+        except Exception as exc:  # ours: one model must not end the daemon (I14)
+            log.exception("backfill.crashed", table=self.table)
+            await self._release_quietly()
+            self.fail(errors.StatementFailed(f"{type(exc).__name__}: {exc}"))
             return None
         self._retry_at, self.progress.error = 0.0, ""
         if result is not None or self.progress.condition != "walking":  # a look alone mends no batch
@@ -182,18 +193,28 @@ class Walker:
         """Tell how many messages a row makes; 1 where each row names its own regions."""
         return 1 if self.model.region_names_sql.strip() else len(self.regions() or [None])
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the walk is ours."""
+        return 0 < self._locked_on == self._session.life
+
     async def hold(self) -> bool:
         """Win the walk of the table; it is ours until it is released, or the session ends."""
-        if self._locked_on != self._session.opened or not self._locked_on:
-            rows = await self._session.fetch(f"locking {self.table}", _TRY_LOCK, TABLE_CLASS, self.table)
-            self._locked_on = self._session.opened if rows[0][0] else 0
-        return bool(self._locked_on)
+        if not self.is_held:
+            rows = await self._session.fetch(f"locking {self.table}", _TRY_LOCK, TABLE_CLASS, self._lock_name)
+            self._locked_on = self._session.life if rows[0][0] else 0
+        return self.is_held
 
     async def release(self) -> None:
         """Leave the walk to others."""
-        if self._locked_on == self._session.opened and self._locked_on:
-            await self._session.fetch(f"unlocking {self.table}", _UNLOCK, TABLE_CLASS, self.table)
-        self._locked_on = 0
+        held, self._locked_on = self.is_held, 0
+        if held:
+            await self._session.fetch(f"unlocking {self.table}", _UNLOCK, TABLE_CLASS, self._lock_name)
+
+    async def _release_quietly(self) -> None:
+        """Leave the walk to somebody who may have more luck."""
+        with contextlib.suppress(errors.OutboxdError):
+            await self.release()
 
     def report(self) -> None:
         """Log what has changed since the last report."""

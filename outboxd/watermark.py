@@ -64,7 +64,7 @@ class Watermarks(Protocol):
     Where watermarks are kept. Every method may raise StoreUnavailable, SchemaError or WatermarkError.
 
     Attributes:
-        missing: Walks that began anew because their watermark was lost.
+        missing: Walks that began at the lowest key because Redis has no watermark of theirs: new, or lost.
         failures: How often the store did not answer.
     """
 
@@ -138,6 +138,7 @@ class RedisWatermarks:
         self._session = session
         self._url = url
         self._client: Any = None
+        self._told: set[str] = set()
         self.missing = self.failures = 0
 
     async def get_processing_state(self, table: str) -> State:
@@ -152,13 +153,18 @@ class RedisWatermarks:
         """Write a batch, then move the watermark, unless somebody else has moved it meanwhile: at least once."""
         raw = await self._get(table)
         before = _parsed(table, raw)
+        if raw:
+            self._told.discard(table)
+        elif table not in self._told:
+            self._told.add(table)
+            self.missing += 1
+            log.warning("backfill.watermark_missing", table=table, key=_key(table))
         async with self._session.transaction(f"backfilling {table}") as fetch:
             result, after = await work(fetch, before)
-            if after != before and not raw:
-                self.missing += 1
-                log.warning("backfill.watermark_missing", table=table, key=_key(table))
-        if after != before and not await self._call("EVAL", _key(table), raw, _encoded(after)):
-            log.warning("backfill.superseded", table=table, key=_key(table))
+        if after != before:
+            if not await self._call("EVAL", _key(table), raw, _encoded(after)):
+                log.warning("backfill.superseded", table=table, key=_key(table))
+            self._told.discard(table)
         return result
 
     async def close(self) -> None:
@@ -190,7 +196,7 @@ class RedisWatermarks:
             raise errors.WatermarkError(f"redis refuses {command} for {key}: {exc}") from exc
         except ValueError as exc:
             raise errors.ConfigError([f"redis_url: {exc}"]) from exc
-        except (redis.RedisError, OSError) as exc:
+        except Exception as exc:  # of the network, the driver, or what it reads
             self.failures += 1
             await self._forget()
             raise errors.StoreUnavailable(

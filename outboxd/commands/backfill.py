@@ -239,7 +239,8 @@ async def _find_move(loaded: Loaded, table: str, to: str | None, *, skip: bool) 
         _choose(backfill, [table])
         _leave_out_what_is_never_walked(backfill, [table])
         walker = backfill.walkers[0]
-        version = walker.model.replication_version
+        # Not beyond what an option allows: when it is raised, the later version is another walk.
+        version = find_replication_version(backfill, walker.model) or walker.model.replication_version
         try:
             state = await backfill.watermarks.get_processing_state(table)
             before = f"version {state.version}, low bound {state.low_bound}"

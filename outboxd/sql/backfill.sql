@@ -33,21 +33,23 @@ WHERE table_name = $1::text
 -- name: try_lock_table
 -- The lock of whoever walks a table; it goes with the session at the latest.
 -- $1 int4          lock class
--- $2 text          source table
+-- $2 text          source table, qualified by the schema of outboxd's own tables: installations are apart
 -- returns          whether it was won
 SELECT pg_try_advisory_lock($1::int4, hashtext($2::text)) AS won
 
 -- name: unlock_table
 -- $1 int4          lock class
--- $2 text          source table
+-- $2 text          source table, qualified as above
 -- returns          whether it was held
 SELECT pg_advisory_unlock($1::int4, hashtext($2::text)) AS was_held
 
 -- name: lock_spending
--- One batch at a time decides what it may spend, else two could spend the same allowance.
+-- One batch at a time decides what it may spend, else two could spend the same allowance. Another's batch may take longer
+-- than our patience with locked tables, which is set aside for this wait; `spent` brings it back.
 -- $1 int4          lock class
+-- $2 text          schema of outboxd's own tables
 -- locks            an advisory lock, until commit
-SELECT pg_advisory_xact_lock($1::int4, 0)
+SELECT pg_advisory_xact_lock($1::int4, hashtext($2::text)) FROM set_config('lock_timeout', '0', true)
 
 -- name: spent
 -- What was written in the last 60 seconds. The clock, not the transaction's start: a batch that waited for its turn must
@@ -55,7 +57,7 @@ SELECT pg_advisory_xact_lock($1::int4, 0)
 -- $1 text[]        source tables
 -- returns          messages
 SELECT coalesce(sum(messages), 0)::int8 AS messages
-FROM {schema}.backfill_spending
+FROM {schema}.backfill_spending, set_config('lock_timeout', '5000', true)
 WHERE table_name = ANY ($1::text[]) AND spent_at > clock_timestamp() - interval '60 seconds'
 
 -- name: spend
@@ -69,9 +71,10 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 
 -- name: load
 -- How busy the drain is: due messages that it could deliver now, neither paused nor of a failing shard, and the age of
--- the oldest. Looks at no more rows than the budget could be worth.
+-- the oldest. Counts no more than the budget could be worth, and passes over so many that do not count.
 -- $1 text          outbox
--- $2 int8          rows at most
+-- $2 int8          rows counted at most
+-- $7 int8          rows looked at at most
 -- $3 int4[]        categories that are switched off
 -- $4 int4[]        scope, ...
 -- $5 text[]        ... identifier ...
@@ -80,30 +83,34 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 -- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
 SELECT
     count(*) AS scheduled,
-    coalesce(extract(epoch FROM now() - min(greatest(due.date_added, due.scheduled_for))), 0)::float8 AS lag_s
+    coalesce(extract(epoch FROM now() - min(greatest(waiting.date_added, waiting.scheduled_for))), 0)::float8 AS lag_s
 FROM (
-    SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
-    FROM {table} AS o
-    WHERE o.scheduled_for <= now()
-    ORDER BY o.scheduled_for, {shard:o}
+    SELECT due.date_added, due.scheduled_for
+    FROM (
+        SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
+        FROM {table} AS o
+        WHERE o.scheduled_for <= now()
+        ORDER BY o.scheduled_for, {shard:o}
+        LIMIT $7::int8
+    ) AS due
+    WHERE due.category <> ALL ($3::int4[])
+        AND NOT EXISTS (
+            SELECT
+            FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
+            WHERE off.shard_scope = due.shard_scope
+                AND off.shard_identifier = due.shard_identifier::text
+                AND (off.region_name IS NULL OR off.region_name = {region_text:due})
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM {schema}.failure AS known
+            WHERE known.outbox = $1::text
+                AND known.shard_scope = due.shard_scope
+                AND known.shard_identifier = due.shard_identifier::text
+                AND known.region_name = {region_text:due}
+        )
     LIMIT $2::int8
-) AS due
-WHERE due.category <> ALL ($3::int4[])
-    AND NOT EXISTS (
-        SELECT
-        FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
-        WHERE off.shard_scope = due.shard_scope
-            AND off.shard_identifier = due.shard_identifier::text
-            AND (off.region_name IS NULL OR off.region_name = {region_text:due})
-    )
-    AND NOT EXISTS (
-        SELECT
-        FROM {schema}.failure AS known
-        WHERE known.outbox = $1::text
-            AND known.shard_scope = due.shard_scope
-            AND known.shard_identifier = due.shard_identifier::text
-            AND known.region_name = {region_text:due}
-    )
+) AS waiting
 
 -- name: batch
 -- Write the messages of the next rows in the order of the primary key. Gaps in it cost nothing.
@@ -188,5 +195,6 @@ SELECT
     (SELECT count(*) FROM sized) AS looked,
     seen AS done,
     last_key::text,
-    CASE WHEN seen = 0 THEN (SELECT min(total) FROM sized) ELSE (SELECT count(*) FROM written) END::int8 AS messages
+    CASE WHEN seen = 0 THEN coalesce((SELECT min(total) FROM sized), 0) ELSE (SELECT count(*) FROM written) END::int8
+        AS messages
 FROM bound

@@ -17,6 +17,7 @@ GROUP BY table_name
 -- Which tables some process walks now: those whose walk is locked.
 -- $1 int4          lock class
 -- $2 text[]        source tables
+-- $3 text          schema of outboxd's own tables
 -- returns          table_name
 SELECT walk.table_name
 FROM unnest($2::text[]) AS walk (table_name)
@@ -28,7 +29,7 @@ WHERE EXISTS (
         AND held.database = (SELECT oid FROM pg_database WHERE datname = current_database())
         AND held.classid::int8 = $1::int4
         -- A key of 32 bits is shown without its sign.
-        AND held.objid::int8 = (hashtext(walk.table_name)::int8 & 4294967295)
+        AND held.objid::int8 = (hashtext($3::text || '.' || walk.table_name)::int8 & 4294967295)
         AND held.objsubid = 2
 )
 
@@ -59,7 +60,7 @@ SELECT
 
 -- name: targets
 -- A fragment: the regions of a row's messages ($2), where every row has the same; one that is null where there are none.
-unnest($2::text[]) AS target (region_name)
+unnest($2::text[]) AS outboxd_target (outboxd_region)
 
 -- name: targets_by_row
 -- A fragment: the same where each row names its own; $2 are those that are wanted, null: all.
@@ -67,7 +68,7 @@ LATERAL (
     SELECT DISTINCT named.region_name
     FROM unnest({regions}) AS named (region_name)
     WHERE named.region_name IS NOT NULL AND ($2::text[] IS NULL OR named.region_name = ANY ($2::text[]))
-) AS target
+) AS outboxd_target (outboxd_region)
 
 -- name: count_left
 -- What a walk would do from here to the end. Reads all of that: it may take minutes.
@@ -89,7 +90,7 @@ WHERE {resumed:1}
 -- returns          message: what would be written, as JSON
 -- index            primary key of the source table
 SELECT jsonb_build_object(
-    'region_name', target.region_name,
+    'region_name', outboxd_target.outboxd_region,
     'shard_identifier', {shard_identifier},
     'object_identifier', {object_identifier},
     'payload', {payload}
@@ -97,7 +98,7 @@ SELECT jsonb_build_object(
 FROM {source} AS {alias}
 CROSS JOIN {targets}
 WHERE {resumed:1} AND {condition}
-ORDER BY {key}, target.region_name
+ORDER BY {key}, outboxd_target.outboxd_region
 LIMIT $3::int4
 
 -- name: watermarks

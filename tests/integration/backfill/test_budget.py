@@ -46,7 +46,7 @@ async def test_a_rate_of_zero_reports_and_walks_nothing(
     await connection.execute("INSERT INTO outboxd.backfill_watermark VALUES ('organizationmember', '2', 1)")
     async with walking(database, with_models(backfills_per_minute=0)) as backfill:
         assert not await backfill.tick(paced=paced)
-        assert progress_of(backfill).condition == "budget"
+        assert progress_of(backfill).condition == "paused"
         assert (progress_of(backfill).low_bound, progress_of(backfill).target) == ("2", 1)
 
         await connection.execute("UPDATE outboxd.backfill_watermark SET low_bound = '3'")
@@ -259,7 +259,7 @@ async def test_a_batch_waits_for_what_another_one_is_spending(database: str, con
     await create_members(connection, 10)
     async with walking(database) as backfill, connected(database) as other:
         async with other.transaction():
-            await other.execute("SELECT pg_advisory_xact_lock($1, 0)", SPENDING_CLASS)
+            await other.execute("SELECT pg_advisory_xact_lock($1, hashtext('outboxd'))", SPENDING_CLASS)
             batch = asyncio.create_task(one_batch(backfill, 10, messages=10))
             await until(lambda: waits_for_a_lock(connection))
             await other.execute(

@@ -91,7 +91,7 @@ async def test_walkers_that_both_believe_to_hold_the_walk_write_nothing_twice(
     async with walking(database) as one, walking(database) as other:
         for backfill in (one, other):
             await backfill.session.fetch("opening", "SELECT 1")
-            backfill.walkers[0]._locked_on = backfill.session.opened
+            backfill.walkers[0]._locked_on = backfill.session.life
         while any(await asyncio.gather(one_batch(one, 7), one_batch(other, 7))):
             continue
         assert progress_of(one).rows > 0
