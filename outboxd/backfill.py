@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 TICK_S = 1.0
-BATCH_ROWS_MAX = 20_000
 MINUTE_S = 60.0
 # Row level security that somebody switches on in mid-walk must be an error, not rows that are passed over.
 BACKFILL_SETTINGS = {"row_security": "off"}
@@ -93,7 +92,7 @@ class Backfill:
         self.live = live
         self.switchboard = switchboard
         self.session = session.Session(
-            dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=300, settings=BACKFILL_SETTINGS
+            dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=10, settings=BACKFILL_SETTINGS
         )
         self.watermarks: Watermarks = (
             RedisWatermarks(self.session, redis_url)
@@ -280,7 +279,7 @@ async def backfill_outboxes_for(
     while queue and time.monotonic() < ends_at and not context.live.stopping:
         walker = queue.popleft()
         share = max(context.left // (len(queue) + 1), min(context.left, walker.progress.need))
-        batch_size = min(BATCH_ROWS_MAX, share // walker.fan_out())
+        batch_size = min(walker.rows_max, share // walker.fan_out())
         work = process_outbox_backfill_batch(context, walker, batch_size, force_synchronous)
         batch = await walker.guarded(work)
         if batch is not None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 REST_S = 1.0
 PATIENCE_S = 10.0
+UNDRAINED_PATIENCE_S = 90.0
 DRAIN_INTERVAL_S = 10.0
 DRAINS_AT_END_MAX = 10
 
@@ -198,11 +199,13 @@ class Foreground:
         condition = walker.progress.condition
         if condition in ("finished", "never", "waiting", "paused"):
             return False
-        if condition not in ("broken", "elsewhere"):
+        if condition == "walking":
             self._held_since.pop(walker.table, None)
             return True
-        since = self._held_since.setdefault(walker.table, time.monotonic())
-        if time.monotonic() - since >= PATIENCE_S:
+        held_s = time.monotonic() - self._held_since.setdefault(walker.table, time.monotonic())
+        if condition in ("budget", "lag"):  # for longer than the minute of the rate only where nobody drains
+            return self._drainer is not None or held_s < UNDRAINED_PATIENCE_S
+        if held_s >= PATIENCE_S:
             return False
         return condition == "elsewhere" or not await self._is_hopeless(walker)
 

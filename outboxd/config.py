@@ -116,7 +116,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     where_sql: str = ""
     region_names: list[str] = []
     region_names_sql: str = ""
-    replication_version: Annotated[int, Meta(ge=0, le=2**31 - 1)] = 1
+    replication_version: Annotated[int, Meta(ge=0, le=2**31 - 2)] = 1
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):

@@ -45,6 +45,7 @@ HOT_SETTINGS = {
 }
 
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
+_CONSTRAINT_CLASS = "23"
 _AUTHENTICATION_CLASS = "28"
 _UNKNOWN_DATABASE = "3D000"
 _UNSUPPORTED_STARTUP_PARAMETER = "08P01"
@@ -100,7 +101,9 @@ def _translate_server(exc: asyncpg.PostgresError, doing: str) -> errors.OutboxdE
         return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd migrate`.")
     if state == _PRIVILEGE:
         return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd check`: it names the missing GRANT.")
-    return errors.StatementFailed(f"{doing}: {exc}", sqlstate=state)
+    # The details of a constraint are the row itself.
+    text = exc.args[0] if state.startswith(_CONSTRAINT_CLASS) else exc
+    return errors.StatementFailed(f"{doing}: {text}", sqlstate=state)
 
 
 async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None = None) -> asyncpg.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 _STATEMENTS = sql.load("backfill.sql")
 _KEY_TYPES = ("smallint", "integer", "bigint", "uuid")
 _INT8_MAX = 2**63 - 1
+_INTEGER = re.compile(r"-?[0-9]{1,19}")
 _KINDS = ("r", "p")
 
 FRESH = "0"
@@ -58,12 +60,16 @@ class Source:
         if low_bound == FRESH:
             return None
         try:
-            return uuid.UUID(low_bound) if self.key_type == "uuid" else int(low_bound)
+            if self.key_type == "uuid":
+                return uuid.UUID(low_bound)
+            if _INTEGER.fullmatch(low_bound) and -_INT8_MAX - 1 <= int(low_bound) <= _INT8_MAX + 1:
+                return int(low_bound)
         except ValueError:
-            raise errors.WatermarkError(
-                f"the low bound {low_bound!r} is no {self.key_type}",
-                hint="Set another one with `outboxd backfill rewind`.",
-            ) from None
+            pass
+        raise errors.WatermarkError(
+            f"the watermark of {self.name} has the low bound {low_bound!r}, which is no {self.key_type}",
+            hint="Set another one with `outboxd backfill rewind`.",
+        )
 
     def low_bound_after(self, last_key: str) -> str:
         """Tell the low bound when *last_key* is done."""

@@ -25,6 +25,8 @@ log = structlog.get_logger()
 
 TABLE_CLASS = 1_870_099_304
 RETRY_S_MAX = 60.0
+ROWS_MAX = 20_000
+QUERY_CANCELED = "57014"
 
 _TRY_LOCK, _UNLOCK = (sql.load("backfill.sql")[name] for name in ("try_lock_table", "unlock_table"))
 
@@ -88,6 +90,8 @@ class Walker:
         self.model = model
         self.table = model.table
         self.progress = Progress()
+        self.rows_max = ROWS_MAX
+        """Source rows of one batch: fewer where a row takes long."""
         self._category = category
         self._session = session
         self._watermarks = watermarks
@@ -133,6 +137,8 @@ class Walker:
         """Note an error of the model; it is tried again ever more rarely."""
         self.progress.watermark_errors += isinstance(exc, errors.WatermarkError)
         self._walk = None
+        if isinstance(exc, errors.StatementFailed) and exc.sqlstate == QUERY_CANCELED:
+            self.rows_max = max(1, self.rows_max // 4)  # it took too long: others wait, and so would who takes over
         self._failures += 1
         self._retry_at = time.monotonic() + min(RETRY_S_MAX, 2.0**self._failures)
         self.progress.condition = "broken"

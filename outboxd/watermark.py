@@ -29,6 +29,7 @@ log = structlog.get_logger()
 
 _STATEMENTS = sql.load("backfill.sql")
 REDIS_TIMEOUT_S = 5.0
+VERSION_MAX = 2**31 - 1
 # Moves the key only from the value that was read; a missing key is read as an empty text.
 _COMPARE_AND_SET = """
 if (redis.call('GET', KEYS[1]) or '') == ARGV[1] then
@@ -137,9 +138,8 @@ class RedisWatermarks:
     def __init__(self, session: Session, url: Callable[[], str]) -> None:
         self._session = session
         self._url = url
-        self._client: Any = None
-        self._told: set[str] = set()
         self.missing = self.failures = 0
+        self._client: Any = self._connect()
 
     async def get_processing_state(self, table: str) -> State:
         """Tell where the walk of a table is; (0, 1) when the key is missing."""
@@ -150,21 +150,23 @@ class RedisWatermarks:
         await self._call("SET", _key(table), _encoded(state))
 
     async def advance(self, table: str, work: Work[Result]) -> Result:
-        """Write a batch, then move the watermark, unless somebody else has moved it meanwhile: at least once."""
+        """
+        Write a batch, then move the watermark, unless somebody else has moved it meanwhile: at least once.
+
+        The watermark is written before, too, as it is: a Redis that can be read but not written must not have a batch
+        written again and again.
+        """
         raw = await self._get(table)
         before = _parsed(table, raw)
-        if raw:
-            self._told.discard(table)
-        elif table not in self._told:
-            self._told.add(table)
+        if not raw:
             self.missing += 1
             log.warning("backfill.watermark_missing", table=table, key=_key(table))
+        if not await self._call("EVAL", _key(table), raw, _encoded(before)):
+            raise errors.WatermarkError(f"redis key {_key(table)} was moved by somebody else at this moment")
         async with self._session.transaction(f"backfilling {table}") as fetch:
             result, after = await work(fetch, before)
-        if after != before:
-            if not await self._call("EVAL", _key(table), raw, _encoded(after)):
-                log.warning("backfill.superseded", table=table, key=_key(table))
-            self._told.discard(table)
+        if after != before and not await self._call("EVAL", _key(table), _encoded(before), _encoded(after)):
+            log.warning("backfill.superseded", table=table, key=_key(table))
         return result
 
     async def close(self) -> None:
@@ -176,27 +178,37 @@ class RedisWatermarks:
     async def _get(self, table: str) -> str:
         return await self._call("GET", _key(table)) or ""
 
-    async def _call(self, command: str, key: str, *arguments: Any) -> Any:
+    def _connect(self) -> Any:
+        """Make a client; it connects when it is first used."""
         import redis.asyncio as redis  # only who keeps watermarks there pays for it
 
         try:
-            if self._client is None:
-                self._client = redis.Redis.from_url(
-                    self._url(),
-                    decode_responses=True,
-                    encoding_errors="replace",
-                    socket_timeout=REDIS_TIMEOUT_S,
-                    socket_connect_timeout=REDIS_TIMEOUT_S,
-                    retry=None,
-                )
+            return redis.Redis.from_url(
+                self._url(),
+                decode_responses=True,
+                encoding_errors="replace",
+                socket_timeout=REDIS_TIMEOUT_S,
+                socket_connect_timeout=REDIS_TIMEOUT_S,
+                retry=None,
+            )
+        except Exception:  # its words may hold a piece of the password
+            raise errors.ConfigError(
+                ["redis_url is no URL that can be used"],
+                hint="In a password, @ : / ? # [ ] and % must be percent-encoded; parameters are those of redis-py.",
+            ) from None
+
+    async def _call(self, command: str, key: str, *arguments: Any) -> Any:
+        import redis.asyncio as redis
+
+        if self._client is None:
+            self._client = self._connect()
+        try:
             if command == "EVAL":
                 return await self._client.eval(_COMPARE_AND_SET, 1, key, *arguments)
             return await self._client.execute_command(command, key, *arguments)
-        except redis.ResponseError as exc:  # the key holds something that is no string, or we may not
-            raise errors.WatermarkError(f"redis refuses {command} for {key}: {exc}") from exc
-        except ValueError as exc:
-            raise errors.ConfigError([f"redis_url: {exc}"]) from exc
         except Exception as exc:  # of the network, the driver, or what it reads
+            if isinstance(exc, redis.ResponseError) and str(exc).startswith("WRONGTYPE"):
+                raise errors.WatermarkError(f"redis key {key} holds something that is no text") from exc
             self.failures += 1
             await self._forget()
             raise errors.StoreUnavailable(
@@ -241,4 +253,6 @@ def _parsed(table: str, raw: str) -> State:
             f"redis key {_key(table)} holds {raw[:60]!r}, not [low_bound, version]",
             hint="Delete the key to walk the table from its beginning, or set it with `outboxd backfill rewind`.",
         ) from None
+    if not 0 <= version <= VERSION_MAX:
+        raise errors.WatermarkError(f"redis key {_key(table)} holds the version {version}, which none can be")
     return State(str(low_bound), version)

@@ -362,7 +362,7 @@ def test_an_entry_is_named_by_its_name_its_table_or_its_place(toml: Path) -> Non
     assert 'outbox "main": unknown key tabel, did you mean table?' in found
     assert 'outbox "main": table is missing' in found
     assert "outbox[1]: name is missing" in found
-    assert 'model "t": replication_version must be an integer from 0 to 2147483647, got -1' in found
+    assert 'model "t": replication_version must be an integer from 0 to 2147483646, got -1' in found
 
 
 def test_a_broken_variable_is_named_together_with_its_key(toml: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
+from outboxd.privileges import missing_grants
 from outboxd.walker import RETRY_S_MAX
-from tests.drains import REGION, TEXT, connected
+from tests.drains import CONTROL, REGION, TEXT, connected
 from tests.walks import (
     create_members,
     let_a_minute_pass,
     model,
     objects,
     progress_of,
+    walk_to_the_end,
     walking,
     watermark,
     with_models,
@@ -163,3 +166,64 @@ async def test_a_table_that_is_locked_is_broken_until_it_is_free(database: str, 
         assert await backfill.tick(paced=False)
 
     assert await objects(connection) == [1, 1, 2, 2, 3, 3]
+
+
+async def test_a_table_whose_rows_name_their_regions_may_be_empty(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await create_members(connection, 0)
+    by_row = model(outbox="control", region_names_sql="region")
+    async with walking(database, with_models(by_row, outboxes=(CONTROL,))) as backfill:
+        await backfill.tick(paced=False)
+        assert progress_of(backfill).condition == "finished"
+
+    assert await watermark(connection) == ("0", 2)
+
+
+async def test_row_level_security_that_comes_in_mid_walk_is_an_error(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await create_members(connection, 20)
+    name = f"outboxd_walker_{connection.get_server_pid()}"
+    await connection.execute(f"CREATE ROLE {name} LOGIN")
+    try:
+        config = with_models(backfills_per_minute=10)
+        for grant in await missing_grants(connection, config, name, "daemon"):
+            await connection.execute(grant)
+        dsn = urlunsplit(urlsplit(database)._replace(netloc=f"{name}@"))
+        async with walking(dsn, config) as backfill:
+            await backfill.tick(paced=False)
+            await connection.execute("ALTER TABLE organizationmember ENABLE ROW LEVEL SECURITY")
+            await let_a_minute_pass(connection)
+            await backfill.tick(paced=False)
+            assert progress_of(backfill).condition == "broken"
+            assert "row-level security" in progress_of(backfill).error
+    finally:
+        await connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+    assert await watermark(connection) == ("11", 1)
+
+
+async def test_a_walk_that_is_broken_here_is_left_to_others(database: str, connection: asyncpg.Connection) -> None:
+    await create_members(connection, 3)
+    wrong = with_models(model(where_sql="1 / (id - id) = 1"))
+    async with walking(database, wrong) as one, walking(database) as other:
+        await one.tick(paced=False)
+        assert progress_of(one).condition == "broken"
+        await walk_to_the_end(other, connection)
+
+    assert await objects(connection) == [1, 2, 3]
+
+
+async def test_a_fault_of_ours_stops_one_model_only(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_members(connection, 3)
+    await create_members(connection, 3, table=OTHER)
+    async with walking(database, with_models(model(), model(table=OTHER))) as backfill:
+        faulty = next(walker for walker in backfill.walkers if walker.table != OTHER)
+        monkeypatch.setattr(faulty, "fan_out", lambda: 1 // 0)
+        await backfill.tick(paced=False)
+
+    assert progress_of(backfill).condition == "broken"
+    assert progress_of(backfill, OTHER).condition == "finished"

@@ -17,6 +17,7 @@ from outboxd.budget import SPENDING_CLASS, Pace
 from tests.drains import CONTROL, REGION, connected, until, write_many
 from tests.walks import (
     create_members,
+    let_a_minute_pass,
     let_time_pass,
     model,
     objects,
@@ -272,3 +273,21 @@ async def test_a_batch_waits_for_what_another_one_is_spending(database: str, con
 
 async def waits_for_a_lock(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
+
+
+async def test_a_run_from_cron_writes_one_minute_s_allowance_however_long_it_takes(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await create_members(connection, 100)
+    async with walking(database, with_models(backfills_per_minute=10)) as backfill:
+        tick = backfill.tick
+
+        async def slow_tick(**options: bool) -> bool:
+            written = await tick(**options)
+            await let_a_minute_pass(connection)
+            return written
+
+        monkeypatch.setattr(backfill, "tick", slow_tick)
+        await backfill.spend_a_minute()
+
+    assert len(await objects(connection)) == 10
