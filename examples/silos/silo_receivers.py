@@ -33,4 +33,5 @@ def store_event(message: Message) -> None:
 def _say(message: Message, text: str) -> None:
     place = message.outbox if message.region_name is None else f"{message.outbox}/{message.region_name}"
     rows = "1 row" if message.coalesced == 1 else f"{message.coalesced} rows"
-    print(f"{place}: {message.category_name} of {rows}: {text}", file=sys.stderr)
+    # One write: print() makes two, and receivers in threads would get between them.
+    sys.stderr.write(f"{place}: {message.category_name} of {rows}: {text}\n")
