@@ -164,10 +164,10 @@ class Backfill:
             self._unavailable = str(exc)
             return False
         finally:
-            for walker in self.walkers:
-                walker.report()
             if self.on_tick is not None:
                 self.on_tick(self.metrics())
+        for walker in self.walkers:
+            walker.report()
         if self._unavailable:
             log.info("backfill.resumed")
             self._unavailable = ""

@@ -62,6 +62,8 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
         OutboxdError: With its exit code; nothing is waited for.
     """
     loaded = load()
+    if quiet and loaded.config.log.level in ("debug", "info"):  # what goes well is not to be mailed by cron
+        log.configure(loaded.config.log.format, "warning")
     registry_of_run = build_registry(loaded)
     work = drain_once(loaded, registry_of_run, json_output=json_output, quiet=quiet, max_seconds=max_seconds)
     return run_to_the_end(work)

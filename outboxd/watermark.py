@@ -183,7 +183,7 @@ class RedisWatermarks:
         import redis.asyncio as redis  # only who keeps watermarks there pays for it
 
         try:
-            return redis.Redis.from_url(
+            client = redis.Redis.from_url(
                 self._url(),
                 decode_responses=True,
                 encoding_errors="replace",
@@ -191,11 +191,14 @@ class RedisWatermarks:
                 socket_connect_timeout=REDIS_TIMEOUT_S,
                 retry=None,
             )
+            pool = client.connection_pool
+            pool.connection_class(**pool.connection_kwargs)  # an unknown parameter would be noticed only there
         except Exception:  # its words may hold a piece of the password
             raise errors.ConfigError(
                 ["redis_url is no URL that can be used"],
                 hint="In a password, @ : / ? # [ ] and % must be percent-encoded; parameters are those of redis-py.",
             ) from None
+        return client
 
     async def _call(self, command: str, key: str, *arguments: Any) -> Any:
         import redis.asyncio as redis

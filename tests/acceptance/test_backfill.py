@@ -178,10 +178,29 @@ async def test_once_with_redis_that_is_away_drains_all_the_same(installation: In
     await declare(installation, rows=25, state="redis", redis_url="redis://127.0.0.1:1/0")
     ids = await installation.insert([1, 2])
 
-    summary = await installation.once()
+    done = await installation.run("--once", "--json")
 
-    assert summary["backfilled"] == {}
+    assert done.returncode == 69
+    assert "redis" in done.stderr
+    assert json.loads(done.stdout)["backfilled"] == {}
     assert sorted(installation.delivered()) == ids
+
+
+async def test_a_quiet_run_says_nothing_of_a_walk_that_goes_well(installation: Installation) -> None:
+    await declare(installation, rows=5)
+
+    done = await installation.run("--once", "--quiet")
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert await installation.count() == 5
+
+
+async def test_the_summary_tells_what_was_walked(installation: Installation) -> None:
+    await declare(installation, rows=5)
+
+    done = await installation.run("--once")
+
+    assert done.stdout_lines[-1] == "backfilled 5 rows of member"
 
 
 async def test_a_daemon_with_redis_walks_and_leaves_the_key_finished(installation: Installation) -> None:

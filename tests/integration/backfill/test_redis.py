@@ -13,6 +13,7 @@ import structlog
 from redis.asyncio import Redis
 
 from outboxd.embedded import embedded_valkey
+from outboxd.errors import ConfigError
 from outboxd.pipeline import Pipeline
 from outboxd.watermark import RedisWatermarks, State
 from tests.drains import Recorder, build, outboxd_backends, until, until_empty, write
@@ -238,3 +239,38 @@ async def test_redis_dies_in_mid_walk_and_comes_back(
 
     assert set(seen.objects) == {*range(1, 201), 4711}
     assert await outboxd_backends(connection) == []
+
+
+async def test_a_redis_that_cannot_be_written_gets_no_batch_written_twice(
+    database: str, connection: asyncpg.Connection, valkey: str, redis: Redis
+) -> None:
+    await create_members(connection, 30)
+    async with walking(database, with_models(state="redis", backfills_per_minute=10), valkey) as backfill:
+        await backfill.tick(paced=False)
+        await redis.config_set("min-replicas-to-write", 1)
+        try:
+            for _ in range(3):
+                await let_a_minute_pass(connection)
+                assert not await backfill.tick(paced=False)
+            assert "NOREPLICAS" in backfill.unavailable
+        finally:
+            await redis.config_set("min-replicas-to-write", 0)
+        await let_a_minute_pass(connection)
+        await walk_to_the_end(backfill, connection)
+
+    assert await objects(connection) == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://:sec/ret@localhost:6379/0", "redis://:sec#ret@localhost/0?x=1", "redis://localhost:1/0?nope=1"]
+)
+async def test_a_url_that_cannot_be_used_is_a_wrong_configuration_and_shows_nothing_of_itself(
+    database: str, connection: asyncpg.Connection, url: str
+) -> None:
+    await create_members(connection, 3)
+    with pytest.raises(ConfigError) as caught:
+        async with walking(database, with_models(state="redis"), url) as backfill:
+            await backfill.look()
+
+    assert "redis_url" in str(caught.value)
+    assert "sec" not in str(caught.value)
