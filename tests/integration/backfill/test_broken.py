@@ -227,3 +227,21 @@ async def test_a_fault_of_ours_stops_one_model_only(
 
     assert progress_of(backfill).condition == "broken"
     assert progress_of(backfill, OTHER).condition == "finished"
+
+
+async def test_a_batch_that_takes_too_long_is_tried_again_with_fewer_rows(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await create_members(connection, 20)
+    slow = model(payload_sql="(SELECT to_jsonb(slug) FROM pg_sleep(0.02 + 0 * id))")
+    async with walking(database, with_models(slow)) as backfill:
+        backfill.session._settings["statement_timeout"] = "200"
+        [walker] = backfill.walkers
+        walker.rows_max = 16
+        await backfill.tick(paced=False)
+        assert "statement timeout" in progress_of(backfill).error
+        assert walker.rows_max == 4
+        walker._retry_at = 0.0
+        await walk_to_the_end(backfill, connection)
+
+    assert await objects(connection) == list(range(1, 21))
