@@ -24,11 +24,10 @@ from typing import TYPE_CHECKING
 import asyncpg
 import msgspec
 
-from outboxd import backfill, log, registry
+from outboxd import backfill, log
 from outboxd.backfill import Backfill
 from outboxd.config import BackfillConfig, CategoryConfig, Config, ModelConfig, OutboxConfig, ScopeConfig
 from outboxd.embedded import embedded_postgres
-from outboxd.live import Live
 from outboxd.migrate import migrate
 from outboxd.options import SwitchBoard
 from outboxd.watermark import State
@@ -85,7 +84,7 @@ async def walking(dsn: str, table: str) -> AsyncIterator[Backfill]:
     model = ModelConfig(table=table, outbox="backfilled", category="MEMBER_UPDATE", shard_identifier="organization_id")
     config = msgspec.structs.replace(CONFIG, model=[model])
     switchboard = SwitchBoard(config, lambda: dsn)
-    context = Backfill(config, switchboard, lambda: dsn, lambda: "", Live(config.drain, registry.build(config, [])))
+    context = Backfill(config, switchboard, lambda: dsn, lambda: "", is_stopping=lambda: False)
     try:
         await switchboard.refresh()
         yield context

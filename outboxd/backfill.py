@@ -27,7 +27,6 @@ from outboxd.watermark import PostgresWatermarks, RedisWatermarks, State, Waterm
 if TYPE_CHECKING:
     from outboxd.budget import Load
     from outboxd.config import Config, ModelConfig, SiloMode
-    from outboxd.live import Live
     from outboxd.options import SwitchBoard
     from outboxd.session import Fetch
 
@@ -77,7 +76,7 @@ class Backfill:
         switchboard: Options and pauses, kept fresh by somebody else.
         dsn: Tells where the database is.
         redis_url: Tells where Redis is.
-        live: Nothing is begun once we are stopping.
+        is_stopping: Whether no batch may be begun any more.
     """
 
     def __init__(
@@ -86,10 +85,10 @@ class Backfill:
         switchboard: SwitchBoard,
         dsn: Callable[[], str],
         redis_url: Callable[[], str],
-        live: Live,
+        is_stopping: Callable[[], bool],
     ) -> None:
         self.config = config
-        self.live = live
+        self.is_stopping = is_stopping
         self.switchboard = switchboard
         self.session = session.Session(
             dsn, name="backfill", lock_timeout_s=5, statement_timeout_s=10, settings=BACKFILL_SETTINGS
@@ -109,6 +108,7 @@ class Backfill:
                 switchboard=switchboard,
                 inspect=self.inspect,
                 lock_name=f"{config.schema}.{model.table}",
+                rate=config.backfill.backfills_per_minute,
             )
             for model in config.model
             if model.outbox in names
@@ -122,12 +122,11 @@ class Backfill:
         """Whose turn it was when the budget did not suffice."""
         self.on_tick: Callable[[Metrics], None] | None = None
         """Called at the end of every tick, also where there was nothing to walk or nothing to spend."""
-        self.written = 0
-        """Messages written since the start."""
+        self.unavailable = ""
+        """What kept the last tick from looking; empty when nothing did."""
         self._dsn = dsn
         self._pace = Pace()
         self._gauge = LoadGauge(config, self.session, dsn)
-        self._unavailable = ""
         self._lags = False
 
     async def run(self) -> None:
@@ -139,9 +138,9 @@ class Backfill:
 
     async def spend_a_minute(self) -> None:
         """Write what one minute allows (`--once`), for a minute at most, or until we are stopped."""
-        ends_at = time.monotonic() + MINUTE_S
-        while await self.tick(paced=False) and time.monotonic() < ends_at:
-            if self.written >= self.config.backfill.backfills_per_minute:
+        ends_at, rate = time.monotonic() + MINUTE_S, self.config.backfill.backfills_per_minute
+        while not self.is_stopping() and time.monotonic() < ends_at and self.written < rate:
+            if not await self.tick(paced=False):
                 return
 
     async def tick(self, *, paced: bool, force_synchronous: bool = False) -> bool:
@@ -159,18 +158,18 @@ class Backfill:
             await self.look(force_synchronous=force_synchronous)
             written = await self._spend(paced=paced, force_synchronous=force_synchronous)
         except errors.OutboxdError as exc:
-            if not self._unavailable:
+            if not self.unavailable:
                 log.warning("backfill.unavailable", error=str(exc), hint=exc.hint or None)
-            self._unavailable = str(exc)
+            self.unavailable = str(exc)
             return False
         finally:
             if self.on_tick is not None:
                 self.on_tick(self.metrics())
         for walker in self.walkers:
             walker.report()
-        if self._unavailable:
+        if self.unavailable:
             log.info("backfill.resumed")
-            self._unavailable = ""
+            self.unavailable = ""
         return written
 
     async def look(self, *, force_synchronous: bool = False) -> None:
@@ -188,9 +187,9 @@ class Backfill:
         return await self._gauge.measure(self.switchboard.now)
 
     @property
-    def unavailable(self) -> str:
-        """What kept the last tick from looking; empty when nothing did."""
-        return self._unavailable
+    def written(self) -> int:
+        """Messages written since the start."""
+        return sum(walker.progress.messages for walker in self.walkers)
 
     def waiting_for_turn(self) -> deque[Walker]:
         """Return the models that can be walked: first the one that was saving up, else another one each tick."""
@@ -226,12 +225,9 @@ class Backfill:
 
     async def _spend(self, *, paced: bool, force_synchronous: bool) -> bool:
         ready = [walker for walker in self.walkers if walker.progress.condition == "walking"]
-        rate = self.config.backfill.backfills_per_minute
-        if not rate:
-            for walker in ready:
-                walker.progress.condition = "paused"
-        if not ready or not rate:  # and counting the load costs nothing
+        if not ready:  # and counting the load costs nothing
             return False
+        rate = self.config.backfill.backfills_per_minute
         load = await self._gauge.measure(self.switchboard.now)
         lag_s_max = self.config.backfill.pause_above_lag_s
         self._lags = load.lag_s > (lag_s_max / 2 if self._lags else lag_s_max)  # else it would go on and off
@@ -276,37 +272,36 @@ async def backfill_outboxes_for(
     )
     ends_at = time.monotonic() + TICK_S
     written = False
-    while queue and time.monotonic() < ends_at and not context.live.stopping:
+    while queue and time.monotonic() < ends_at and not context.is_stopping():
         walker = queue.popleft()
         share = max(context.left // (len(queue) + 1), min(context.left, walker.progress.need))
         batch_size = min(walker.rows_max, share // walker.fan_out())
-        work = process_outbox_backfill_batch(context, walker, batch_size, force_synchronous)
-        batch = await walker.guarded(work)
+        batch = await walker.guarded(_take_turn(context, walker, batch_size, max_batch_rate, force_synchronous))
         if batch is not None:
             written = True
             if batch.has_more:
                 queue.append(walker)
-        elif walker.progress.condition == "budget" and _saves_up(context, walker, max_batch_rate):
+        elif walker.progress.condition == "budget" and walker.progress.need <= context.window_max:
+            # Keep what is left for it, or the others would always spend it first. (Where live traffic takes too much,
+            # they need not wait for that to end.)
+            context.saving = walker
             for other in queue:
                 other.progress.condition = "budget"
             break
     return written
 
 
-def _saves_up(context: Backfill, walker: Walker, rate: int) -> bool:
-    """Keep what is left for a model that needs more for its next row, or the others would always spend it first."""
+async def _take_turn(
+    context: Backfill, walker: Walker, batch_size: int, rate: int, force_synchronous: bool
+) -> BackfillBatch | None:
+    batch = await process_outbox_backfill_batch(context, walker, batch_size, force_synchronous)
     need = walker.progress.need
-    if 0 < rate < need:
-        walker.fail(
-            errors.StatementFailed(
-                f"one row of {walker.table} makes {need} messages, more than the {rate} a minute that are allowed",
-                hint="Raise backfill.backfills_per_minute.",
-            )
+    if batch is None and walker.progress.condition == "budget" and need > rate:
+        raise errors.StatementFailed(
+            f"one row of {walker.table} makes {need} messages, more than the {rate} a minute that are allowed",
+            hint="Raise backfill.backfills_per_minute.",
         )
-    if need > context.window_max:  # live traffic takes too much: the others need not wait for it to end
-        return False
-    context.saving = walker
-    return True
+    return batch
 
 
 async def process_outbox_backfill_batch(
@@ -343,7 +338,6 @@ async def process_outbox_backfill_batch(
         progress.rows += batch.count
         progress.messages += batch.messages
         context.left -= batch.messages
-        context.written += batch.messages
         progress.condition = "walking" if batch.has_more else "finished"
     return batch
 

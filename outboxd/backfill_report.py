@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.backfill import Backfill
-    from outboxd.config import Config
+    from outboxd.config import Config, ModelConfig
     from outboxd.source import Source, Walk
     from outboxd.walker import Walker
 
@@ -176,7 +176,6 @@ def step_of(walker: Walker) -> State | None:
 def explain(backfill: Backfill, walker: Walker) -> str:
     """Say why a walk does not go on; empty when it does, or has nothing more to do."""
     progress, table = walker.progress, walker.table
-    outbox, category = walker.model.outbox, walker.model.category
     match progress.condition:
         case "broken":
             return progress.error
@@ -187,18 +186,24 @@ def explain(backfill: Backfill, walker: Walker) -> str:
         case "waiting":
             key = f"outbox_replication.{table}.replication_version"
             return f"option {key} is {progress.target}; version {walker.model.replication_version} waits for it"
-        case "paused" if backfill.switchboard.gates.is_paused(table):
-            return "a row of kind backfill in outboxd.pause"
-        case "paused" if outbox in backfill.switchboard.now.outboxes:
-            return f"outbox {outbox} is switched off"
         case "paused":
-            return f"category {category} is switched off"
+            return _explain_pause(backfill, walker.model)
         case "lag":
             return f"due messages are older than {backfill.config.backfill.pause_above_lag_s:g} s: live traffic first"
         case "elsewhere":
             return "another process walks it"
         case _:
             return ""
+
+
+def _explain_pause(backfill: Backfill, model: ModelConfig) -> str:
+    if not backfill.config.backfill.backfills_per_minute:
+        return "backfills_per_minute is 0"
+    if backfill.switchboard.gates.is_paused(model.table):
+        return "a row of kind backfill in outboxd.pause"
+    if model.outbox in backfill.switchboard.now.outboxes:
+        return f"outbox {model.outbox} is switched off"
+    return f"category {model.category} is switched off"
 
 
 def watermark_query(config: Config) -> str:

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outboxd.backfill import Backfill
-    from outboxd.live import Live
     from outboxd.registry import Registry
     from outboxd.walker import Walker
 
@@ -40,15 +39,9 @@ DRAINS_AT_END_MAX = 10
 
 
 class Interrupt:
-    """
-    Turns SIGINT and SIGTERM into the end of a walk. Make it in the task that walks.
+    """Turns SIGINT and SIGTERM into the end of a walk. Make it in the task that walks."""
 
-    Args:
-        live: No batch is begun once it is stopping.
-    """
-
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self) -> None:
         self._stopped = asyncio.Event()
         self._task = asyncio.current_task()
 
@@ -64,7 +57,6 @@ class Interrupt:
 
     def stop(self) -> None:
         """End after the batch under way."""
-        self._live.stopping = True
         self._stopped.set()
 
     async def rest(self, seconds: float) -> None:

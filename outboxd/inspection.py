@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import asyncpg
 
 from outboxd import contract, errors, sql
-from outboxd.session import translate
+from outboxd.session import refuse_pooler, translate, visit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -310,6 +310,20 @@ async def migrated_to(connection: asyncpg.Connection, schema: str) -> int | None
             return None
         number: int = await connection.fetchval(statement)
     return number or None
+
+
+async def require_database(dsn_text: str, config: Config) -> None:
+    """
+    Refuse a database that this version cannot work on, before anything is begun there.
+
+    Raises:
+        PoolerError: A pooler stands in between, and locks would be stranded.
+        SchemaError: As `require_schema`.
+        ConfigError, StoreUnavailable: As `session.connect`.
+    """
+    async with visit(dsn_text, name="inspect") as connection:
+        await refuse_pooler(connection)  # first: waiting for a migration would not mend it
+        await require_schema(connection, config)
 
 
 async def require_schema(connection: asyncpg.Connection, config: Config) -> None:

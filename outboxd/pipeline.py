@@ -23,7 +23,7 @@ from outboxd.bounded import BoundedRun
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
 from outboxd.drain import Drain, Lane
-from outboxd.inspection import inspect_table, require_schema
+from outboxd.inspection import inspect_table, require_database
 from outboxd.live import Live
 from outboxd.options import REFRESH_INTERVAL_S, SwitchBoard
 from outboxd.outbox import Outbox
@@ -198,7 +198,6 @@ class Pipeline:
         self.live = Live(config.drain, registry)
         self.claims = Claims(dsn, config, self.live)
         self.switchboard = SwitchBoard(config, dsn)
-        self.backfill = Backfill(config, self.switchboard, dsn, redis_url, self.live) if backfills else None
         self.drain = Drain(self.live, Delivery(self.live))
         self.branches = [Branch(outbox, self) for outbox in config.outboxes]
         self.remaining_due = 0
@@ -206,6 +205,8 @@ class Pipeline:
         self._drainers: TaskGroup | None = None
         self.drained = asyncio.Event()
         self._stopped = asyncio.Event()
+        stopping = self._stopped.is_set
+        self.backfill = Backfill(config, self.switchboard, dsn, redis_url, stopping) if backfills else None
         self._delivering, self._backfilling = anyio.CancelScope(), anyio.CancelScope()
 
     async def open(self) -> None:
@@ -216,7 +217,7 @@ class Pipeline:
             ConfigError, PoolerError, FleetError: Waiting does not help.
             StoreUnavailable, SchemaError: It may help.
         """
-        await self._require_schema()
+        await require_database(self.dsn(), self.config)
         await self.claims.open()
         try:
             await self._refresh()
@@ -250,8 +251,7 @@ class Pipeline:
                 if self.bounded:
                     with anyio.move_on_after(SETTLE_AT_END_S_MAX):
                         await self._count_remaining()
-                    if self.backfill is not None and not self._stopped.is_set():
-                        self.live.stopping = False
+                    if self.backfill is not None:
                         with self._backfilling:
                             await self.backfill.spend_a_minute()
                 background.cancel_scope.cancel()
@@ -354,11 +354,6 @@ class Pipeline:
             for _ in range(self.live.drain.concurrency - self.drain.drainers):
                 self.drain.drainers += 1
                 self._drainers.start_soon(self.drain.drainer)
-
-    async def _require_schema(self) -> None:
-        async with session.visit(self.dsn(), name="inspect") as connection:
-            await session.refuse_pooler(connection)  # waiting for a migration would not mend it
-            await require_schema(connection, self.config)
 
     async def _count_remaining(self) -> None:
         for branch in self.branches:

@@ -170,7 +170,9 @@ def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable
         "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
         "object_identifier": column(model.object_identifier),
         "payload": _expression(model.payload_sql, "NULL::jsonb"),
-        "regions": f"({model.region_names_sql}\n)::text[]",
+        "regions_of_row": lambda n: sql.Renderer(
+            {"regions": f"({model.region_names_sql}\n)::text[]", "wanted": f"${n}::text[]"}, {}
+        ).render(_STATEMENTS["regions_of_row"]),
     }
 
 

@@ -74,6 +74,7 @@ class Walker:
         switchboard: Options and pauses.
         inspect: Looks at a model's tables.
         lock_name: What stands for the walk among the locks of the database.
+        rate: Messages a minute; 0 pauses every walk.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Walker:
         switchboard: SwitchBoard,
         inspect: Callable[[ModelConfig], Awaitable[Walk]],
         lock_name: str,
+        rate: int,
     ) -> None:
         self.model = model
         self.table = model.table
@@ -98,6 +100,7 @@ class Walker:
         self._switchboard = switchboard
         self._inspect = inspect
         self._lock_name = lock_name
+        self._rate = rate
         self._walk: Walk | None = None
         self._locked_on = 0
         self._failures = 0
@@ -162,7 +165,6 @@ class Walker:
             await self.walk()
             progress.condition = "walking"
         progress.need = max(self.fan_out(), progress.need if self._walk is not None and self._walk.by_row else 1)
-
         if progress.condition != "walking":
             await self.release()
 
@@ -170,7 +172,8 @@ class Walker:
         """Whether the walk is paused, or what it would write to is switched off: nobody could deliver it."""
         switches = self._switchboard.now
         return (
-            self._switchboard.gates.is_paused(self.table)
+            not self._rate
+            or self._switchboard.gates.is_paused(self.table)
             or self.model.outbox in switches.outboxes
             or self._category in switches.categories
         )

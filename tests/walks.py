@@ -16,10 +16,9 @@ import msgspec
 
 from outboxd.backfill import Backfill, BackfillBatch, process_outbox_backfill_batch
 from outboxd.config import BackfillConfig, Config, ModelConfig
-from outboxd.live import Live
 from outboxd.options import SwitchBoard
 from outboxd.sql import quote_qualified
-from tests.drains import CATEGORIES, REGION, Recorder, build, configure
+from tests.drains import CATEGORIES, REGION, configure
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,9 +61,8 @@ async def create_members(
 async def walking(dsn: str, config: Config | None = None, redis_url: str = "") -> AsyncIterator[Backfill]:
     """Open the context of one process's backfills; options and pauses are read once, see `refresh`."""
     config = config or with_models()
-    live = Live(config.drain, build(config, Recorder()))
     switchboard = SwitchBoard(config, lambda: dsn)
-    backfill = Backfill(config, switchboard, lambda: dsn, lambda: redis_url, live)
+    backfill = Backfill(config, switchboard, lambda: dsn, lambda: redis_url, is_stopping=lambda: False)
     try:
         await switchboard.refresh()
         yield backfill

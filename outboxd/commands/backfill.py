@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from outboxd import backfill_display, backfill_report, choose, errors, inspection, registry, session, suggest
+from outboxd import backfill_display, backfill_report, choose, errors, inspection, session, suggest
 from outboxd.backfill import Backfill, find_replication_version
-from outboxd.live import Live
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.options import SwitchBoard
 from outboxd.source import FRESH
@@ -178,11 +177,8 @@ async def _plans(loaded: Loaded, tables: Sequence[str]) -> list[Plan]:
     async with _opened(loaded) as backfill:
         _choose(backfill, tables)
         await backfill.look()
-        connection = await session.connect(session_dsn(loaded), name="plan")
-        try:
+        async with session.visit(session_dsn(loaded), name="plan") as connection:
             return [await _plan(backfill, walker, connection) for walker in backfill.walkers]
-        finally:
-            await session.close_quietly(connection)
 
 
 async def _run(loaded: Loaded, tables: Sequence[str], *, force_synchronous: bool, built: Registry | None) -> int:
@@ -192,8 +188,9 @@ async def _run(loaded: Loaded, tables: Sequence[str], *, force_synchronous: bool
         _choose(backfill, tables)
         _leave_out_what_is_never_walked(backfill, tables)
         walkers = list(backfill.walkers)  # while they walk, they change places
-        interrupt = backfill_run.Interrupt(backfill.live)
+        interrupt = backfill_run.Interrupt()
         interrupt.listen()
+        backfill.is_stopping = lambda: interrupt.happened
         drainer = backfill_run.Drainer(loaded, built, interrupt) if built is not None else None
         display = backfill_display.Display(backfill, await backfill_report.statuses(backfill), loaded.config.log)
         foreground = backfill_run.Foreground(
@@ -240,7 +237,8 @@ async def _find_move(loaded: Loaded, table: str, to: str | None, *, skip: bool) 
         _leave_out_what_is_never_walked(backfill, [table])
         walker = backfill.walkers[0]
         # Not beyond what an option allows: when it is raised, the later version is another walk.
-        version = find_replication_version(backfill, walker.model) or walker.model.replication_version
+        target = find_replication_version(backfill, walker.model)
+        version = target if target > 0 else walker.model.replication_version
         try:
             state = await backfill.watermarks.get_processing_state(table)
             before = f"version {state.version}, low bound {state.low_bound}"
@@ -248,9 +246,8 @@ async def _find_move(loaded: Loaded, table: str, to: str | None, *, skip: bool) 
             before = str(exc)
         if skip:
             return before, State(FRESH, version + 1)
-        target = find_replication_version(backfill, walker.model)
         low_bound = FRESH if to is None else _low_bound((await walker.walk()).source, to)
-        return before, State(low_bound, target if target > 0 else version)
+        return before, State(low_bound, version)
 
 
 def _low_bound(source: Source, to: str) -> str:
@@ -296,11 +293,14 @@ async def _opened(loaded: Loaded) -> AsyncIterator[Backfill]:
     """
     config = loaded.config
     config.require_outboxes()
-    await _require_schema(loaded)
+    await inspection.require_database(session_dsn(loaded), config)
     switchboard = SwitchBoard(config, lambda: session_dsn(loaded))
-    live = Live(config.drain, registry.build(config, []))
     backfill = Backfill(
-        config, switchboard, lambda: session_dsn(loaded), lambda: read_secret(loaded, "redis_url"), live
+        config,
+        switchboard,
+        lambda: session_dsn(loaded),
+        lambda: read_secret(loaded, "redis_url"),
+        is_stopping=lambda: False,
     )
     try:
         await switchboard.refresh()
@@ -308,15 +308,6 @@ async def _opened(loaded: Loaded) -> AsyncIterator[Backfill]:
     finally:
         await backfill.close()
         await switchboard.close()
-
-
-async def _require_schema(loaded: Loaded) -> None:
-    connection = await session.connect(session_dsn(loaded), name="inspect")
-    try:
-        await session.refuse_pooler(connection)  # the lock of a walk would be stranded
-        await inspection.require_schema(connection, loaded.config)
-    finally:
-        await session.close_quietly(connection)
 
 
 def _choose(backfill: Backfill, tables: Sequence[str]) -> None:

@@ -2,7 +2,7 @@
 --
 -- Names in braces beside the usual ones: {source} and {alias} (the source table and its bare name), {key} (its primary
 -- key, qualified), {key_type} (int8 for every integer); {shard_identifier}, {object_identifier}, {payload}, {condition},
--- {regions}: expressions of the configuration over the row. Where they stand, no name of ours may be one that a source
+-- {regions}: expressions of the configuration over the row; {regions_of_row:n}: the fragment below. Where they stand, no name of ours may be one that a source
 -- table has too: hence outboxd_target and outboxd_region.
 
 -- name: watermark
@@ -74,11 +74,11 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 -- the oldest. Counts no more than the budget could be worth, and passes over so many that do not count.
 -- $1 text          outbox
 -- $2 int8          rows counted at most
--- $7 int8          rows looked at at most
 -- $3 int4[]        categories that are switched off
 -- $4 int4[]        scope, ...
 -- $5 text[]        ... identifier ...
 -- $6 text[]        ... and region (null: any) of shards that are switched off
+-- $7 int8          rows looked at at most
 -- returns          scheduled (rows), lag_s (0 when there is none)
 -- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
 SELECT
@@ -145,6 +145,12 @@ written AS (
 )
 SELECT seen AS looked, seen AS done, last_key::text, (SELECT count(*) FROM written) AS messages FROM bound
 
+-- name: regions_of_row
+-- A fragment: the regions that a row names, each once; of those that are wanted ({wanted}; null: all).
+SELECT DISTINCT named.region_name
+FROM unnest({regions}) AS named (region_name)
+WHERE named.region_name IS NOT NULL AND ({wanted} IS NULL OR named.region_name = ANY ({wanted}))
+
 -- name: batch_by_row
 -- As `batch`, where each row names its regions: as many rows as have no more than the given number of messages in all.
 -- $1 {key_type}    where to begin; null: at the lowest key
@@ -159,13 +165,9 @@ SELECT seen AS looked, seen AS done, last_key::text, (SELECT count(*) FROM writt
 WITH sized AS MATERIALIZED (
     SELECT batch.key, sum(batch.messages) OVER (ORDER BY batch.key) AS total
     FROM (
-        SELECT {key} AS key, CASE WHEN {condition} THEN cardinality(
-            ARRAY(
-                SELECT DISTINCT named.region_name
-                FROM unnest({regions}) AS named (region_name)
-                WHERE named.region_name IS NOT NULL AND ($5::text[] IS NULL OR named.region_name = ANY ($5::text[]))
-            )
-        ) ELSE 0 END AS messages
+        SELECT
+            {key} AS key,
+            CASE WHEN {condition} THEN cardinality(ARRAY({regions_of_row:5})) ELSE 0 END AS messages
         FROM {source} AS {alias}
         WHERE {resumed:1}
         ORDER BY {key}
@@ -181,11 +183,7 @@ written AS (
     INSERT INTO {table} ({columns})
     SELECT {values}
     FROM {source} AS {alias}
-    CROSS JOIN LATERAL (
-        SELECT DISTINCT named.region_name
-        FROM unnest({regions}) AS named (region_name)
-        WHERE named.region_name IS NOT NULL AND ($5::text[] IS NULL OR named.region_name = ANY ($5::text[]))
-    ) AS outboxd_target (outboxd_region)
+    CROSS JOIN LATERAL ({regions_of_row:5}) AS outboxd_target (outboxd_region)
     WHERE {resumed:1}
         AND {key} <= (SELECT last_key FROM bound)
         AND {condition}

@@ -1,6 +1,6 @@
 -- What people ask of backfills: where they are, and what they would write. Nothing here writes or locks a row.
 --
--- Names in braces beside the usual ones: {source}, {alias}, {key}, {key_type}, {condition}, {payload}, {regions} and
+-- Names in braces beside the usual ones: {source}, {alias}, {key}, {key_type}, {condition}, {payload}, {regions_of_row:n} and
 -- {resumed:n} as in backfill.sql; {shard_identifier} and {object_identifier}: what would be written; {targets}: one of the
 -- two fragments of this name; {models}: the configured models, as rows of VALUES.
 
@@ -64,11 +64,7 @@ unnest($2::text[]) AS outboxd_target (outboxd_region)
 
 -- name: targets_by_row
 -- A fragment: the same where each row names its own; $2 are those that are wanted, null: all.
-LATERAL (
-    SELECT DISTINCT named.region_name
-    FROM unnest({regions}) AS named (region_name)
-    WHERE named.region_name IS NOT NULL AND ($2::text[] IS NULL OR named.region_name = ANY ($2::text[]))
-) AS outboxd_target (outboxd_region)
+LATERAL ({regions_of_row:2}) AS outboxd_target (outboxd_region)
 
 -- name: count_left
 -- What a walk would do from here to the end. Reads all of that: it may take minutes.

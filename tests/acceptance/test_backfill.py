@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from typing import TYPE_CHECKING
 
+from outboxd.budget import SPENDING_CLASS
 from outboxd.embedded import embedded_valkey
 from outboxd.session import connect
 from tests.eventually import eventually
@@ -214,3 +216,24 @@ async def test_a_daemon_with_redis_walks_and_leaves_the_key_finished(installatio
 
     assert len(daemon.events("backfill.watermark_missing")) == 1
     assert daemon.events("backfill.unavailable") == []
+
+
+async def test_a_second_signal_ends_a_run_from_cron_in_mid_batch(installation: Installation) -> None:
+    await declare(installation, rows=1_000, where="pg_sleep(0.02 + 0 * id) IS NOT NULL")
+    async with installation.daemon("--once") as run:
+
+        async def is_spending() -> bool:
+            statement = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = $1"
+            return bool(await installation.connection.fetchval(statement, SPENDING_CLASS))
+
+        await installation.until(is_spending, by=run)
+
+        def has_ended() -> bool:
+            run.signal(signal.SIGTERM)  # again and again: two that come at once are one
+            return run.returncode is not None
+
+        with contextlib.suppress(ProcessLookupError):
+            await eventually(has_ended, 8.0)
+        assert await run.wait() == 1
+
+    assert await installation.count() == 0

@@ -45,7 +45,7 @@ WALKS: dict[str, dict[str, Any]] = {
     "uuid": {"outbox": "uuid", "shard_identifier": "", "shard_identifier_sql": "gen_random_uuid()"},
 }
 
-STATEMENTS = sql.load("backfill.sql")
+STATEMENTS = {name: text for name, text in sql.load("backfill.sql").items() if not text.startswith("-- A fragment")}
 
 
 async def walk_of(connection: asyncpg.Connection, values: dict[str, Any]) -> Walk:

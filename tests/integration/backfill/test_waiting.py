@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 import pytest
 
+from outboxd import backfill_run
 from tests.drains import CATEGORIES, CONTROL, REGION, write, write_many
 from tests.walks import (
     create_members,
@@ -200,3 +202,19 @@ async def test_a_long_backlog_of_live_traffic_leaves_what_is_left_of_the_rate(
         assert await backfill.tick(paced=False)
 
     assert len(await objects(connection)) == 100
+
+
+async def test_a_walk_in_the_foreground_ends_when_nobody_drains(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backfill_run, "UNDRAINED_PATIENCE_S", 0.0)
+    await create_members(connection, 20)
+    async with walking(database, with_models(backfills_per_minute=10)) as backfill:
+        foreground = backfill_run.Foreground(
+            backfill, backfill_run.Interrupt(), force_synchronous=False, on_tick=lambda: None
+        )
+        async with asyncio.timeout(20):
+            await foreground.run()
+        assert progress_of(backfill).condition == "budget"
+
+    assert await objects(connection) == list(range(1, 11))
