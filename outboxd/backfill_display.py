@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from typing import TYPE_CHECKING, TextIO, cast
@@ -16,6 +15,7 @@ from rich.text import Text
 
 from outboxd import log
 from outboxd.backfill_report import explain
+from outboxd.display import aligned, duration, is_terminal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -52,7 +52,7 @@ def show_statuses(found: Sequence[Status]) -> None:
     if is_terminal(sys.stdout):
         Console(highlight=False).print(_picture(found))
     else:
-        click.echo("\n".join(_aligned([_TITLES, *map(_cells, found)])))
+        click.echo("\n".join(aligned([_TITLES, *map(_cells, found)])))
     if any(status.is_estimate for status in found):
         click.echo("\n~ is an estimate")
     reasons = [f"{status.table}: {status.explanation}" for status in found if status.explanation]
@@ -88,11 +88,6 @@ def result_line(backfill: Backfill, walker: Walker) -> str:
     reason = explain(backfill, walker)
     condition = "stopped" if known.condition == "walking" else WORDS.get(known.condition, known.condition)
     return f"{walker.table}: {condition} at low bound {known.low_bound}; {done}{'; ' if reason else ''}{reason}"
-
-
-def is_terminal(stream: TextIO) -> bool:
-    """Whether bars can be drawn there. Not rich's own idea: FORCE_COLOR would make a terminal of a pipe."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 class Display:
@@ -169,16 +164,6 @@ class Display:
         return f"{known.rows:,}{of} rows, {known.messages:,} messages, low bound {known.low_bound}, {words}"
 
 
-def duration(seconds: float | None) -> str:
-    """Write it with its two greatest units."""
-    if seconds is None:
-        return "-"
-    whole = round(seconds)
-    units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
-    first = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)
-    return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"
-
-
 def _cells(status: Status) -> tuple[str, ...]:
     return (
         status.table,
@@ -226,8 +211,3 @@ def _bar(status: Status) -> ProgressBar | Text:
         return Text("")
     total = status.rows_done + status.rows_left
     return ProgressBar(total=max(total, 1), completed=status.rows_done if total else 1, width=BAR_WIDTH)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from outboxd import errors, session, sql
-from outboxd.migration_script import literal
 from outboxd.source import FRESH, names_of_row
+from outboxd.sql import literal
 from outboxd.walker import TABLE_CLASS
 from outboxd.watermark import State, next_step
 

@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 _STATEMENTS = sql.load("check.sql")
 
 VERSION_MIN = 140_000
+_PURPOSES: dict[RoleKind, str] = {
+    "owner": "migrate",
+    "daemon": "run the daemon",
+    "producer": "write messages",
+    "operator": "pause, retry, bury and drain",
+    "reader": "look at everything",
+}
 CLOCK_OFFSET_MAX_S = 5.0
 
 
@@ -233,7 +240,7 @@ async def _check_privileges(
 
 
 def _privilege_finding(role: str, kind: RoleKind, grants: list[str]) -> Finding:
-    purpose = {"owner": "migrate", "daemon": "run the daemon", "producer": "write messages"}[kind]
+    purpose = _PURPOSES[kind]
     if not grants:
         return Finding("ok", "privileges", f"role {role} can {purpose}")
     return Finding("error", "privileges", f"role {role} lacks what it needs to {purpose}", "\n".join(grants))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import re
 import sys
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from outboxd.model import Identifier
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,19}")
+_DURATION = re.compile(r"(?:(\d{1,9})d)?(?:(\d{1,9})h)?(?:(\d{1,9})m)?(?:(\d{1,9})s)?", re.ASCII)
+DURATION_S_MAX = 10 * 365 * 86_400
 _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 
 
@@ -59,6 +62,54 @@ def _refuse_region(outbox: OutboxConfig, region: str | None) -> None:
         raise errors.UsageError(f"outbox {outbox.name} shards by region: --region is missing")
     if region is not None and not contract.has_region(outbox):
         raise errors.UsageError(f"outbox {outbox.name} has no region_name: --region does not apply")
+
+
+def choose_scope(config: Config, text: str) -> int:
+    """
+    Return the number of the scope that a command means, by its name or number.
+
+    Raises:
+        UsageError: No such scope; names the nearest.
+    """
+    return _choose_number("scope", text, {name: scope.value for name, scope in config.scopes.items()})
+
+
+def choose_category(config: Config, text: str) -> int:
+    """
+    Return the number of the category that a command means, by its name or number.
+
+    A number that the configuration does not know is taken too: rows may bear it.
+
+    Raises:
+        UsageError: No such name; names the nearest.
+    """
+    return _choose_number("category", text, {name: category.value for name, category in config.categories.items()})
+
+
+def _choose_number(kind: str, text: str, numbers: dict[str, int]) -> int:
+    if text in numbers:
+        return numbers[text]
+    if _INTEGER.fullmatch(text) and -(2**31) <= int(text) < 2**31:
+        return int(text)
+    raise errors.UsageError(
+        f"there is no {kind} {text}{suggest.nearest(text, numbers)}",
+        hint=f"Names and numbers: {', '.join(f'{name} = {number}' for name, number in numbers.items()) or 'none'}.",
+    )
+
+
+def parse_duration(text: str, what: str) -> dt.timedelta:
+    """
+    Turn `90s`, `15m`, `2h`, `3d`, or some of them together (`1h30m`), into a duration.
+
+    Raises:
+        UsageError: It is none, is not above 0, or is beyond 10 years.
+    """
+    found = _DURATION.fullmatch(text.strip())
+    seconds = sum(int(n or 0) * s for n, s in zip(found.groups(), (86_400, 3_600, 60, 1), strict=True)) if found else 0
+    if not 0 < seconds <= DURATION_S_MAX:
+        hint = "Write it as 90s, 15m, 2h, 3d or 1h30m: more than nothing, at most ten years."
+        raise errors.UsageError(f"{what} must be a duration, got {text[:60]!r}", hint=hint)
+    return dt.timedelta(seconds=seconds)
 
 
 def parse_identifier(text: str, sql_type: str, what: str) -> Identifier:

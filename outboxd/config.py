@@ -51,6 +51,7 @@ class HttpConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[http]`: health and metrics."""
 
     listen: str = "127.0.0.1:9464"
+    optional: bool = False
 
 
 class BackfillConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,6 +66,24 @@ class ReceiversConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[receivers]`: the Python modules whose `@receiver` functions are used."""
 
     modules: list[str] = []
+
+
+class DeadLetterConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[dead_letter]`: how long buried messages are kept."""
+
+    keep_days: Annotated[int, Meta(ge=0, le=36_500)] = 30
+
+
+class DoctorConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[doctor]`: what `outboxd doctor` finds fault with."""
+
+    lag_slo_s: Seconds = 60.0
+
+
+class SentryConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[sentry]`: what is sent with the errors of receivers, where SENTRY_DSN is set."""
+
+    send_payload: bool = False
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,6 +150,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     http: HttpConfig = HttpConfig()
     backfill: BackfillConfig = BackfillConfig()
     receivers: ReceiversConfig = ReceiversConfig()
+    dead_letter: DeadLetterConfig = DeadLetterConfig()
+    doctor: DoctorConfig = DoctorConfig()
+    sentry: SentryConfig = SentryConfig()
     log: LogConfig = LogConfig()
     outbox: list[OutboxConfig] = []
     scopes: dict[str, ScopeConfig] = {}

@@ -5,7 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from outboxd import sql
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from outboxd.config import OutboxConfig
 
 _INTEGERS = ("smallint", "integer", "bigint")
@@ -81,6 +85,22 @@ def _time(name: str, default: str) -> Column:
 def has_region(outbox: OutboxConfig) -> bool:
     """Tell whether the outbox shards by region, as a control outbox does."""
     return "region_name" in outbox.sharding_columns
+
+
+def lock_key(table: str, columns: Iterable[str], alias: str) -> str:
+    """
+    Return the one SQL expression that makes the key which a shard is locked by.
+
+    The table's oid keeps outboxes apart. The server resolves it, so that a daemon which was started before the table
+    was swapped agrees with one that came later.
+
+    Args:
+        table: Quoted, and qualified where the configuration does.
+        columns: The sharding columns, in order.
+        alias: Of the row with the shard.
+    """
+    shard = ", ".join(f"{alias}.{sql.quote(column)}" for column in columns)
+    return f"hashtext(concat_ws('/', {sql.literal(table)}::regclass::oid, {shard}))"
 
 
 def read_index(outbox: OutboxConfig) -> tuple[str, ...]:

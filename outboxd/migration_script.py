@@ -11,6 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from outboxd import contract, inspection, migrate, sql
+from outboxd.sql import literal
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -129,13 +130,3 @@ def _split_comment(statement: str) -> tuple[str, str]:
     lines = statement.splitlines(keepends=True)
     first = next(i for i, line in enumerate(lines) if not line.startswith("--"))
     return "".join(lines[:first]), "".join(lines[first:])
-
-
-def literal(text: str) -> str:
-    """
-    Write a text as an SQL string, whatever `standard_conforming_strings` says.
-
-    Only for this script: everywhere else values are bound.
-    """
-    quoted = "'" + text.replace("'", "''") + "'"
-    return "E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from outboxd import sql
+from outboxd import contract, sql
 from outboxd.model import ALWAYS, Candidate, Instant, KnownFailure, ShardKey
 from outboxd.session import Session
 
@@ -362,17 +362,11 @@ def renderer_of(table: Table, schema: str) -> sql.Renderer:
         conditions = [f"{alias}.{sql.quote(first)} = ANY (ARRAY[{wanted[first]}])"]
         return " AND ".join(conditions + [f"{alias}.{sql.quote(c)} = {wanted[c]}" for c in rest])
 
-    def lock_key(alias: str) -> str:
-        # The one expression that makes a shard's lock key. The table's oid keeps outboxes apart; the server resolves
-        # it, so that a daemon which was started before the table was swapped agrees with one that came later.
-        oid = "'" + table.name.replace("'", "''") + "'::regclass::oid"
-        return f"hashtext(concat_ws('/', {oid}, {', '.join(f'{alias}.{sql.quote(c)}' for c in columns)}))"
-
     return sql.Renderer(
         {
             "table": table.name,
             "schema": sql.quote(schema),
-            "lock_key": lock_key,
+            "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
             "region_or_null": lambda alias: f"{alias}.region_name" if region else "NULL",

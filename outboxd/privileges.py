@@ -1,4 +1,4 @@
-"""Which GRANT statements a role lacks: one that owns the tables, runs the daemon, or produces messages."""
+"""Which GRANT statements a role lacks: one that owns the tables, runs the daemon, produces, operates, or only looks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ if TYPE_CHECKING:
 
     from outboxd.config import Config
 
-RoleKind = Literal["owner", "daemon", "producer"]
+RoleKind = Literal["owner", "daemon", "producer", "operator", "reader"]
 
 _STATEMENTS = sql.load("check.sql")
 _ALL = ["SELECT", "INSERT", "UPDATE", "DELETE"]
 # SELECT, because INSERT … RETURNING id reads. INSERT for the daemon: backfill and dead letters that are retried.
-_ON_OUTBOX: dict[RoleKind, list[str]] = {"daemon": _ALL, "producer": ["SELECT", "INSERT"]}
+# An operator pauses, retries and buries, and drains a shard by hand: what a daemon may, but no source tables.
+_ON_OUTBOX: dict[RoleKind, list[str]] = {
+    "daemon": _ALL,
+    "operator": _ALL,
+    "producer": ["SELECT", "INSERT"],
+    "reader": ["SELECT"],
+}
+_ON_OWN_SCHEMA: dict[RoleKind, list[str]] = {"daemon": _ALL, "operator": _ALL, "reader": ["SELECT"]}
 
 
 async def missing_grants(connection: asyncpg.Connection, config: Config, role: str, kind: RoleKind) -> list[str]:
@@ -39,11 +46,12 @@ async def missing_grants(connection: asyncpg.Connection, config: Config, role: s
         return await _owner(search, config)
     statements: list[str] = []
     for outbox in config.outboxes:
-        statements += await search.on_table(outbox.table, _ON_OUTBOX[kind], with_sequences=True)
+        statements += await search.on_table(outbox.table, _ON_OUTBOX[kind], with_sequences=kind != "reader")
     if kind == "daemon":
         for model in _models(config):
             statements += await search.on_table(model, ["SELECT"])
-        statements += await search.on_own_schema(config.schema)
+    if kind in _ON_OWN_SCHEMA:
+        statements += await search.on_own_schema(config.schema, _ON_OWN_SCHEMA[kind])
     return list(dict.fromkeys(statements))
 
 
@@ -96,14 +104,14 @@ class _Search:
         rows = await self.connection.fetch(_STATEMENTS["sequences_without_usage"], self.role, table)
         return [f"GRANT USAGE ON SEQUENCE {row['name']} TO {self.quoted};" for row in rows]
 
-    async def on_own_schema(self, schema: str) -> list[str]:
+    async def on_own_schema(self, schema: str, wanted: list[str]) -> list[str]:
         tables = await self.connection.fetch(_STATEMENTS["schema_tables"], schema)
         oids = [row["oid"] for row in tables]
-        missing = await self.connection.fetch(_STATEMENTS["missing_on_tables"], self.role, oids, _ALL)
+        missing = await self.connection.fetch(_STATEMENTS["missing_on_tables"], self.role, oids, wanted)
         statements = await self.on_schema(schema, "USAGE")
         if missing:
             name = await _quoted(self.connection, schema)
-            statements.append(f"GRANT {', '.join(_ALL)} ON ALL TABLES IN SCHEMA {name} TO {self.quoted};")
+            statements.append(f"GRANT {', '.join(wanted)} ON ALL TABLES IN SCHEMA {name} TO {self.quoted};")
         return statements
 
     async def to_own(self, what: str, name: str, owner: str) -> list[str]:

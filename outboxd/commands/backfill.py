@@ -14,6 +14,7 @@ import msgspec
 
 from outboxd import backfill_display, backfill_report, choose, errors, inspection, session, suggest
 from outboxd.backfill import Backfill, find_replication_version
+from outboxd.commands import shared
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.options import SwitchBoard
 from outboxd.source import FRESH
@@ -36,8 +37,6 @@ BROKEN = 78
 
 _with_tables = click.argument("tables", nargs=-1, metavar="[TABLE]...")
 _with_table = click.argument("table")
-_with_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-_as_json = click.option("--json", "as_json", is_flag=True, help="One JSON document: a list of objects.")
 
 
 @click.group(name="backfill")
@@ -51,8 +50,8 @@ def command() -> None:
 
 
 @command.command()
-@_as_json
-@click.option("--sql", "as_sql", is_flag=True, help="Print a query for psql instead; needs no connection.")
+@shared.with_json
+@shared.with_sql
 @click.pass_obj
 def status(context: Context, *, as_json: bool, as_sql: bool) -> None:
     """
@@ -60,22 +59,21 @@ def status(context: Context, *, as_json: bool, as_sql: bool) -> None:
 
     Version, condition, low bound, rows done and left, messages of the last minute, and the time that is left.
     """
-    if as_json and as_sql:
-        raise click.UsageError("--json and --sql exclude each other")
+    shared.refuse_both(as_json=as_json, as_sql=as_sql)
     loaded = context.load()
     if as_sql:
         click.echo(backfill_report.watermark_query(loaded.config), nl=False)
         return
     found = asyncio.run(_statuses(loaded))
     if as_json:
-        _echo_json(found)
+        shared.echo_json(found)
     else:
         backfill_display.show_statuses(found)
 
 
 @command.command()
 @_with_tables
-@_as_json
+@shared.with_json
 @click.pass_obj
 def plan(context: Context, *, tables: tuple[str, ...], as_json: bool) -> int:
     """
@@ -87,7 +85,7 @@ def plan(context: Context, *, tables: tuple[str, ...], as_json: bool) -> int:
     loaded = context.load()
     found = asyncio.run(_plans(loaded, tables))
     if as_json:
-        _echo_json(found)
+        shared.echo_json(found)
     else:
         rate = loaded.config.backfill.backfills_per_minute
         lines = [line for each in found for line in backfill_display.plan_lines(each, rate)]
@@ -126,7 +124,7 @@ def run(context: Context, *, tables: tuple[str, ...], force_synchronous: bool, r
 @command.command()
 @_with_table
 @click.option("--to", metavar="ID", help="The first key to walk again. Default: the lowest there is.")
-@_with_yes
+@shared.with_yes
 @click.pass_obj
 def rewind(context: Context, *, table: str, to: str | None, yes: bool) -> None:
     """
@@ -143,7 +141,7 @@ def rewind(context: Context, *, table: str, to: str | None, yes: bool) -> None:
 
 @command.command()
 @_with_table
-@_with_yes
+@shared.with_yes
 @click.pass_obj
 def skip(context: Context, *, table: str, yes: bool) -> None:
     """
@@ -260,22 +258,9 @@ def _low_bound(source: Source, to: str) -> str:
 
 def _move(loaded: Loaded, table: str, before: str, after: State, *, yes: bool, question: str) -> None:
     if not yes:
-        _ask(f"{question} (now: {before})")
+        shared.ask(f"{question} (now: {before})")
     asyncio.run(_set(loaded, table, after))
     click.echo(f"{table}: version {after.version}, low bound {after.low_bound} (was: {before})")
-
-
-def _ask(question: str) -> None:
-    """Go on only after a yes."""
-    try:
-        agreed = click.confirm(question, err=True)
-    except click.Abort as exc:
-        if isinstance(exc.__context__, EOFError):
-            raise errors.UsageError("nobody is there to answer", hint="Add --yes.") from None
-        raise
-    if not agreed:
-        click.echo("nothing was changed", err=True)
-        raise click.exceptions.Exit(1)
 
 
 async def _set(loaded: Loaded, table: str, state: State) -> None:
@@ -328,7 +313,3 @@ def _leave_out_what_is_never_walked(backfill: Backfill, tables: Sequence[str]) -
     for table in tables:
         if all(walker.table != table for walker in backfill.walkers):
             raise errors.UsageError(f"{table} is never backfilled: its replication_version is 0")
-
-
-def _echo_json(found: Sequence[msgspec.Struct]) -> None:
-    click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())

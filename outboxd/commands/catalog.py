@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outboxd import registry
+from outboxd.display import aligned
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,7 +86,8 @@ def _categories(config: Config, built: Registry) -> Rows:
 def _text(document: dict[str, Rows]) -> Iterator[str]:
     for kind, titles in _TITLES.items():
         rows = document[kind]
-        header, *lines = _aligned(titles, [[_cell(row[title]) for title in titles] for row in rows])
+        cells = ([_cell(row[title]) for title in titles] for row in rows)
+        header, *lines = aligned([titles, *cells], indent="  ")
         yield f"{kind} ({len(rows)})"
         if rows:
             yield header
@@ -111,10 +113,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _aligned(titles: tuple[str, ...], rows: list[list[str]]) -> list[str]:
-    """Return a line of titles and one a row, in columns."""
-    table = [list(titles), *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  " + "  ".join(map(str.ljust, row, widths)).rstrip() for row in table]

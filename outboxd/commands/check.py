@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     "--role",
     "kinds",
     multiple=True,
-    type=click.Choice(["owner", "daemon", "producer"]),
-    help="What the role must be able to do: migrate, run the daemon, write messages. Default: daemon.",
+    type=click.Choice(["owner", "daemon", "producer", "operator", "reader"]),
+    help="What the role must be able to do: migrate, run the daemon, write messages, pause and retry, only look. "
+    "Default: daemon.",
 )
 @click.option("--as", "role", metavar="NAME", help="The role to look at. Default: the one that connects.")
 @click.pass_obj

@@ -45,6 +45,16 @@ def quote_qualified(name: str) -> str:
     return ".".join(quote(part) for part in name.split(".", 1))
 
 
+def literal(text: str) -> str:
+    """
+    Write a text as an SQL string, whatever `standard_conforming_strings` says.
+
+    Only for SQL that is printed for people: what we run ourselves has its values bound.
+    """
+    quoted = "'" + text.replace("'", "''") + "'"
+    return "E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
+
+
 class Renderer:
     """
     Fills the placeholders of a statement.

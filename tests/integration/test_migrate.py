@@ -13,7 +13,8 @@ import pytest
 from outboxd import errors, inspection
 from outboxd.config import CategoryConfig
 from outboxd.migrate import LOCK, migrate
-from outboxd.migration_script import literal, migration_sql
+from outboxd.migration_script import migration_sql
+from outboxd.sql import literal
 from tests.eventually import eventually
 from tests.integration.schema_cases import (
     APPLICATION_TABLE,

@@ -1,0 +1,61 @@
+"""How lists are shown to people: columns that fit a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, TextIO
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def is_terminal(stream: TextIO) -> bool:
+    """Whether it can be drawn on. Not rich's own idea: FORCE_COLOR would make a terminal of a pipe."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+
+
+def aligned(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
+    """Return a line a row, in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [(indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows]
+
+
+def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+    """
+    Print a table with one line of titles.
+
+    On a terminal long cells are folded to its width; elsewhere nothing is cut, and a program can read the lines.
+
+    Args:
+        titles: Of the columns.
+        rows: Their cells.
+        right: Titles of columns whose cells stand on the right, as numbers do.
+    """
+    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+    if not is_terminal(sys.stdout):
+        click.echo("\n".join(aligned([titles, *cells])))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title in titles:
+        table.add_column(title, overflow="fold", justify="right" if title in right else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    Console(highlight=False).print(table)
+
+
+def duration(seconds: float | None) -> str:
+    """Write it with its two greatest units."""
+    if seconds is None:
+        return "-"
+    whole = round(seconds)
+    units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
+    first = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)
+    return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"

@@ -1,0 +1,159 @@
+"""
+Questions to the database that a person could ask as well: one text, with values bound for us or written out for psql.
+
+The command and what it prints with `--sql` are rendered from the same statement, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from outboxd import contract, inspection, sql
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+
+Value = str | int | uuid.UUID | None
+
+_AS_JSON = "SELECT row_to_json(answer)::text FROM (\n{}\n) AS answer"
+TIMEOUT_S = 15.0
+"""How long one question may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """
+    One question.
+
+    In the statement `{value:limit}` stands for a value, other placeholders for names (see `names_of`). It has no
+    semicolon, and its columns have distinct names: they are the keys of the JSON document.
+
+    Attributes:
+        about: What it asks and how to read the answer; becomes the comment at its head, wrapped by its author.
+        numbers: What numbers mean, a line each.
+        statement: SQL with placeholders.
+        values: By name. A text or uuid is written without a type: it takes that of the column it is compared with.
+        names: What fills the other placeholders.
+        by_index: Whether it looks up few rows of a table of any size: a plan that reads all of it is never wanted.
+    """
+
+    about: str
+    statement: str
+    values: Mapping[str, Value] = field(default_factory=dict)
+    names: Mapping[str, str | Callable[[str], str]]
+    shard_columns: Mapping[str, str]
+    numbers: Sequence[str] = ()
+    by_index: bool = False
+
+    def bound(self) -> tuple[str, list[Value]]:
+        """Return the statement with `$1` … and its arguments."""
+        order: dict[str, int] = {}
+
+        def place(name: str) -> str:
+            return f"${order.setdefault(name, len(order) + 1)}"
+
+        text = self._render(place)
+        return text, [self.values[name] for name in order]
+
+    def for_psql(self) -> str:
+        """Return it with comments at its head and values written out, ready to be pasted; ends with a line break."""
+        lines = [*self.about.splitlines(), *self.numbers]
+        comments = "".join(f"-- {' '.join(line.split())}\n" for line in lines)
+        return f"{comments}{self._render(lambda name: _written(self.values[name]))};\n"
+
+    def _render(self, value: Callable[[str], str]) -> str:
+        return sql.Renderer({**self.names, "value": value}, self.shard_columns).render(self.statement)
+
+
+async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> list[dict[str, Any]]:
+    """
+    Ask, in a transaction that cannot write, for `TIMEOUT_S` at most.
+
+    Returns:
+        The rows as JSON has them, columns in order: times as ISO 8601 in UTC.
+
+    Raises:
+        StatementFailed: It took too long (sqlstate 57014), or the server refuses it.
+        SchemaError, StoreUnavailable: As `session.translate` has them.
+    """
+    text, arguments = query.bound()
+    settings = f"SET LOCAL statement_timeout = {int(TIMEOUT_S * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
+    if query.by_index:
+        settings += "; SET LOCAL enable_seqscan = off"
+    with inspection.translated(doing):
+        async with connection.transaction(readonly=True):
+            await connection.execute(settings)
+            rows = await connection.fetch(_AS_JSON.format(text), *arguments)
+    return [json.loads(row[0]) for row in rows]
+
+
+def names_of(config: Config, outbox: OutboxConfig) -> dict[str, str | Callable[[str], str]]:
+    """
+    Return what fills the placeholders of a statement about one outbox, from the configuration alone.
+
+    | written                  | becomes                                                    |
+    |--------------------------|------------------------------------------------------------|
+    | `{table}`, `{schema}`    | the outbox table, the schema of outboxd's own tables        |
+    | `{outbox}`               | the outbox's name, as a string                              |
+    | `{region:o}`             | `o.region_name`, or null where the outbox has no regions    |
+    | `{region_text:o}`        | the same as `outboxd.failure` has it: '' instead of null    |
+    | `{scope_name:o}`         | the name of `o.shard_scope`, or its number                  |
+    | `{category_name:o}`      | the name of `o.category`, or its number                     |
+    | `{lock_key:o}`           | the key that the shard is locked by                         |
+    """
+    has_region = contract.has_region(outbox)
+    table = sql.quote_qualified(outbox.table)
+    scopes = {scope.value: name for name, scope in config.scopes.items()}
+    categories = {category.value: name for name, category in config.categories.items()}
+    return {
+        "table": table,
+        "schema": sql.quote(config.schema),
+        "outbox": sql.literal(outbox.name),
+        "region": lambda alias: f"{alias}.region_name" if has_region else "NULL::text",
+        "region_text": lambda alias: f"{alias}.region_name::text" if has_region else "''",
+        "scope_name": lambda alias: _named(f"{alias}.shard_scope", scopes),
+        "category_name": lambda alias: _named(f"{alias}.category", categories),
+        "lock_key": lambda alias: contract.lock_key(table, outbox.sharding_columns, alias),
+    }
+
+
+def numbers_of(config: Config, *, scope: int | None = None, category: int | None = None) -> list[str]:
+    """
+    Return what the numbers in the tables mean, a line each.
+
+    Args:
+        config: Has the names.
+        scope: Only this scope and its categories.
+        category: Only this category and its scope.
+    """
+    lines = []
+    for name, found in sorted(config.scopes.items(), key=lambda item: item[1].value):
+        members = [
+            f"{number} = {label}"
+            for number, label, of in sorted((c.value, label, c.scope) for label, c in config.categories.items())
+            if of == name and category in (None, number)
+        ]
+        if scope in (None, found.value) and (members or category is None):
+            lines.append(
+                f"shard_scope {found.value} = {name}" + (f"; category {', '.join(members)}" if members else "")
+            )
+    return lines
+
+
+def _named(column: str, names: Mapping[int, str]) -> str:
+    if not names:
+        return f"{column}::text"
+    whens = " ".join(f"WHEN {number} THEN {sql.literal(name)}" for number, name in sorted(names.items()))
+    return f"CASE {column} {whens} ELSE {column}::text END"
+
+
+def _written(value: Value) -> str:
+    if value is None:
+        return "NULL"
+    return str(value) if isinstance(value, int) else sql.literal(str(value))

@@ -1,0 +1,56 @@
+-- What an operator does to messages by hand.
+
+-- name: retry_shard
+-- Make a shard due: its first messages, as a failure has moved them, and the first of each object that failed. How long
+-- they have waited stays known, so that a shard that fails again goes on backing off from there.
+-- $1 text          outbox
+-- $2 int4          messages at most, as in prepare_next_from_shard
+-- $3 int4[]        only objects of these categories; null: every one
+-- $4 ...           the shard
+-- returns          how many messages were made due
+-- locks            these messages, until commit
+-- index            (<sharding columns>, id); primary key of outboxd.failure; primary key
+WITH wanted AS (
+    SELECT head.ctid AS address
+    FROM (
+        SELECT o.ctid, o.scheduled_for, o.category
+        FROM {table} AS o
+        WHERE {is_shard:o_4}
+        ORDER BY {shard:o}, o.id
+        LIMIT $2::int4
+    ) AS head
+    WHERE head.scheduled_for > now() AND ($3::int4[] IS NULL OR head.category = ANY ($3::int4[]))
+    UNION
+    SELECT failed.address
+    FROM {schema}.failure AS f
+    CROSS JOIN LATERAL (
+        SELECT o.ctid AS address, o.scheduled_for
+        FROM {table} AS o
+        WHERE o.id >= f.message_id AND o.id <= f.message_id
+        ORDER BY o.id
+        LIMIT 1
+    ) AS failed
+    WHERE f.outbox = $1::text
+        AND f.shard_scope = {scope_value:4}
+        AND f.shard_identifier = {identifier_value:4}::text
+        AND f.region_name = {region_value_text:4}
+        AND ($3::int4[] IS NULL OR f.category = ANY ($3::int4[]))
+        AND failed.scheduled_for > now()
+),
+moved AS (
+    UPDATE {table} AS o SET scheduled_for = now() WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted)) RETURNING 1
+)
+SELECT count(*) AS moved FROM moved
+
+-- name: failing_shards
+-- The shards that hold back something that failed, the one that waits longest first.
+-- $1 text          outbox
+-- $2 int4[]        only with a failure in these categories; null: every one
+-- $3 int4          shards at most
+-- returns          shard_scope, shard_identifier (text), region_name ('' where there is none)
+SELECT f.shard_scope, f.shard_identifier, f.region_name
+FROM {schema}.failure AS f
+WHERE f.outbox = $1::text AND ($2::int4[] IS NULL OR f.category = ANY ($2::int4[]))
+GROUP BY f.shard_scope, f.shard_identifier, f.region_name
+ORDER BY min(f.first_failed_at), f.shard_scope, f.shard_identifier, f.region_name
+LIMIT $3::int4
