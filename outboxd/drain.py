@@ -21,6 +21,7 @@ import structlog
 
 from outboxd import errors
 from outboxd.deliver import is_being_ended, take_back_cancellation
+from outboxd.meter import SLICE_S
 from outboxd.model import Buried, Failed, Message, Outcome, ShardKey, Untried
 from outboxd.options import NOTHING_OFF
 from outboxd.settle import DIED_ERROR, Ending
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger()
 
-YIELD_EVERY_S = 0.002
 SETTLE_SUSPECT_S_MAX = 10.0
 
 
@@ -201,7 +201,8 @@ class Drain:
             log.warning("shard.unreadable", outbox=lane.outbox.name, shard=turn.claim.shard, error=str(exc))
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:
-        ends_at = time.monotonic() + self._live.drain.turn_s_max
+        turn.slice_at = time.monotonic()
+        ends_at = turn.slice_at + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
         seen = -1
         off: frozenset[int] = frozenset()
@@ -218,11 +219,17 @@ class Drain:
             if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
                 continue
             rest = self._deliver(lane, turn, group)
-            outcome = None if rest is None else await rest
-            if outcome is None:
+            if rest is None:
                 turn.delivered.append(group)
                 continue
+            lane.settler.hand_over(turn)  # what was delivered is not to wait for this one
+            outcome = await rest
+            if outcome is None:
+                turn.delivered.append(group)
+                lane.settler.hand_over(turn)
+                continue
             lane.settler.add(Ending(turn, group, outcome, None))
+            turn.slice_at = time.monotonic()
             if isinstance(outcome, Failed):
                 if self._blocks(turn, group):
                     return
@@ -249,6 +256,7 @@ class Drain:
                 return
             turn.committed = asyncio.Event()
             outcome: Outcome = Untried()
+            turn.slice_at = time.monotonic()
             try:
                 if not self._must_end(lane, turn):
                     rest = self._deliver(lane, turn, group)
@@ -280,10 +288,11 @@ class Drain:
             self._breath = asyncio.Event()
             asyncio.get_running_loop().call_soon(self._end_breath, self._breath)
         await self._breath.wait()
+        turn.slice_at = time.monotonic()
 
     def _end_breath(self, breath: asyncio.Event) -> None:
         self._breaths += 1
-        self._breath_at = time.monotonic() + YIELD_EVERY_S
+        self._breath_at = time.monotonic() + SLICE_S
         self._breath = None
         breath.set()
 
@@ -301,7 +310,7 @@ class Drain:
             self._report(refusal, None)
             return refusal
         if not category.receivers:
-            turn.unhandled += 1
+            turn.unhandled |= {category.value}
             return None
         payload = group.newest[PAYLOAD]
         if group.newest[LARGE]:

@@ -17,7 +17,7 @@ import anyio
 import msgspec
 import structlog
 
-from outboxd import errors, schedule, session, settle
+from outboxd import errors, schedule, session
 from outboxd.backfill import Backfill
 from outboxd.bounded import BoundedRun
 from outboxd.claims import Claims
@@ -25,6 +25,7 @@ from outboxd.deliver import Delivery
 from outboxd.drain import Drain, Lane
 from outboxd.inspection import inspect_table, require_database
 from outboxd.live import Live
+from outboxd.meter import Meter
 from outboxd.options import REFRESH_INTERVAL_S, SwitchBoard
 from outboxd.outbox import Outbox
 from outboxd.readahead import Reader
@@ -67,7 +68,7 @@ class Branch:
         self.scheduler: Scheduler | None = None
         self.lane: Lane | None = None
         self.ready = asyncio.Event()
-        self.settled = settle.Counters()
+        self.meter = Meter()
         self.claimed = schedule.Counters()
         self.error: errors.OutboxdError | None = None
 
@@ -118,7 +119,7 @@ class Branch:
             live,
             on_settled=scheduler.settled,
             on_room=pipeline.drain.queue.look_again,
-            counters=self.settled,
+            meter=self.meter,
         )
         self.settler.gives_up = self.bounded is not None
 
@@ -319,14 +320,13 @@ class Pipeline:
 
     def totals(self) -> dict[str, int]:
         """Count since the start: deliveries, rows retired by them, failures, burials, claims."""
-        settled = [branch.settled for branch in self.branches]
-        claimed = [branch.claimed for branch in self.branches]
+        meters = [branch.meter for branch in self.branches]
         return {
-            "delivered": sum(c.delivered for c in settled),
-            "retired": sum(c.retired for c in settled),
-            "failures": sum(c.failures for c in settled),
-            "buried": sum(c.buried for c in settled),
-            "claimed": sum(c.claimed for c in claimed),
+            "delivered": sum(meter.total("delivered") for meter in meters),
+            "retired": sum(meter.total("retired") for meter in meters),
+            "failures": sum(meter.total("failures") for meter in meters),
+            "buried": sum(meter.total("buried") for meter in meters),
+            "claimed": sum(branch.claimed.claimed for branch in self.branches),
         }
 
     async def pause(self, seconds: float) -> None:

@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import structlog
 
 from outboxd import backoff, errors
+from outboxd.meter import SLICE_S
 from outboxd.model import Buried, Failed, Instant, Outcome, Untried, datetime_of
 from outboxd.outbox import FailedObject
-from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
+from outboxd.turn import CATEGORY, DATE_ADDED, ID, OBJECT, SCHEDULED_FOR, Group, Turn
 
 if TYPE_CHECKING:
     from outboxd.live import Live
+    from outboxd.meter import Meter
     from outboxd.outbox import Outbox, ShardObject
 
 log = structlog.get_logger()
@@ -38,12 +40,23 @@ DIED_ERROR = "the process died while this message was being delivered"
 
 
 class Delivered(msgspec.Struct, eq=False):
-    """Groups of one turn that were delivered, with how many calls, and the messages they stand for."""
+    """
+    Groups of one turn and category that were delivered without a pause.
+
+    Attributes:
+        calls: Deliveries among them; 0 where no receiver was called.
+        ids: The messages they stand for.
+        ended_at: When the last one had been delivered, by the database's clock.
+        seconds: What they took together.
+    """
 
     turn: Turn
+    category: int
     groups: list[Group]
     calls: int
     ids: list[int]
+    ended_at: Instant
+    seconds: float
 
     @property
     def row_count(self) -> int:
@@ -56,12 +69,15 @@ class Ending(msgspec.Struct, eq=False):
     How a delivery ended that needs more than a delete.
 
     `moved_to` is set in prepared mode: the shard was moved there, and the attempt counted, before the delivery.
+    `ended_at` and `seconds` are as in `Delivered`, and are filled in by the settler.
     """
 
     turn: Turn
     group: Group
     outcome: Outcome
     moved_to: Instant | None
+    ended_at: Instant = 0
+    seconds: float = 0.0
 
     @property
     def row_count(self) -> int:
@@ -86,16 +102,6 @@ def _subject(turn: Turn, group: Group) -> ShardObject:
     return turn.claim.shard, group.newest[CATEGORY], group.newest[OBJECT]
 
 
-@dataclass(slots=True)
-class Counters:
-    """Settled since the start: deliveries, rows retired, failures, groups buried."""
-
-    delivered: int = 0
-    retired: int = 0
-    failures: int = 0
-    buried: int = 0
-
-
 class Settler:
     """
     Writes the endings of one outbox's deliveries.
@@ -105,7 +111,7 @@ class Settler:
         live: How much one failure reschedules at most, and what is switched off.
         on_settled: Called with each turn that is over and has nothing unsettled.
         on_room: Called when there is room again after `is_full`.
-        counters: Where to count.
+        meter: Where to count.
     """
 
     def __init__(
@@ -115,7 +121,7 @@ class Settler:
         *,
         on_settled: Callable[[Turn], None],
         on_room: Callable[[], None],
-        counters: Counters,
+        meter: Meter,
     ) -> None:
         self._outbox = outbox
         self._live = live
@@ -130,7 +136,7 @@ class Settler:
         self.error: errors.OutboxdError | None = None
         self.idle = asyncio.Event()
         self.idle.set()
-        self.counters = counters
+        self.meter = meter
         self._by = f"outboxd {os.getpid()}@{socket.gethostname()}"
 
     @property
@@ -139,15 +145,25 @@ class Settler:
         return self._unsettled_rows > UNSETTLED_ROWS_MAX
 
     def hand_over(self, turn: Turn) -> None:
-        """Take the groups that a turn has delivered so far."""
-        if turn.delivered:
-            groups, calls = turn.delivered, len(turn.delivered) - turn.unhandled
-            turn.delivered, turn.unhandled = [], 0
-            self._put(Delivered(turn, groups, calls, [i for group in groups for i in group.ids]))
+        """Take the groups that a turn has delivered so far, and look at the clock: a slice of its work is over."""
+        groups = turn.delivered
+        if not groups:
+            return
+        turn.delivered = []
+        ended_at = time.monotonic()
+        seconds, turn.slice_at = ended_at - turn.slice_at, ended_at
+        now = self.meter.now()
+        categories = {group.newest[CATEGORY] for group in groups}
+        for category in categories:
+            own = groups if len(categories) == 1 else [g for g in groups if g.newest[CATEGORY] == category]
+            calls = 0 if category in turn.unhandled else len(own)
+            ids = [i for group in own for i in group.ids]
+            self._put(Delivered(turn, category, own, calls, ids, now, seconds * len(own) / len(groups)))
 
     def add(self, ending: Ending) -> None:
         """Take an ending, behind what the turn has delivered before it."""
         self.hand_over(ending.turn)
+        ending.ended_at, ending.seconds = self.meter.now(), time.monotonic() - ending.turn.slice_at
         self._put(ending)
 
     def _put(self, entry: Entry) -> None:
@@ -245,8 +261,10 @@ class Settler:
             known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None]
             await self._outbox.delete_messages(ids, known)
             batch[:] = others
+            if self.meter.timed:
+                self._observe(done)
             for entry in done:
-                self._count(entry.turn, entry.calls, entry.row_count)
+                self._count(entry.turn, entry.category, entry.calls, entry.row_count)
                 self._settled(entry)
             self._live.beat()
         for ending in others:
@@ -254,6 +272,17 @@ class Settler:
             batch.pop(0)
             self._settled(ending)
             self._live.beat()
+
+    def _observe(self, done: list[Delivered]) -> None:
+        for category in {entry.category for entry in done if entry.calls}:
+            entries = [entry for entry in done if entry.category == category and entry.calls]
+            lags = [e.ended_at - group.newest[DATE_ADDED] for e in entries for group in e.groups]
+            waits = lags
+            if sum(e.row_count for e in entries) > len(lags) or any(e.seconds > SLICE_S for e in entries):
+                waits = [
+                    e.ended_at - int(e.seconds * 1e6) - group.oldest[DATE_ADDED] for e in entries for group in e.groups
+                ]
+            self.meter.observe(category, lags, waits, [(len(e.groups), e.seconds) for e in entries])
 
     async def _write_one(self, ending: Ending) -> None:
         if isinstance(ending.outcome, Untried):
@@ -277,7 +306,11 @@ class Settler:
                 rows_max=self._live.drain.backoff_rows_max,
                 categories_off=list(self._live.switches.categories),
             )
-            self._count(ending.turn, 1, ending.row_count)
+            turn, group = ending.turn, ending.group
+            category = ending.subject[1]
+            if self.meter.timed:
+                self._observe([Delivered(turn, category, [group], 1, group.ids, ending.ended_at, ending.seconds)])
+            self._count(turn, category, 1, ending.row_count)
 
     async def _fail(self, ending: Ending, failed: Failed) -> None:
         attempts: int | None = ending.group.attempt
@@ -286,7 +319,7 @@ class Settler:
             attempts, next_at = await self._reschedule(ending.turn, ending.group, failed)
         else:
             await self._outbox.record_error(*ending.subject, failed.error)
-        self.counters.failures += attempts is not None
+        self.meter.of(ending.subject[1]).failures += attempts is not None
         log.warning(
             "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
             **self._described(ending),
@@ -309,7 +342,7 @@ class Settler:
         )
         if not buried:  # somebody else moves or deletes them at this moment: they are read again
             return
-        self.counters.buried += 1
+        self.meter.of(ending.subject[1]).buried += 1
         log.warning("message.buried", **self._described(ending), rows=buried, reason=reason)
 
     def _described(self, ending: Ending) -> dict[str, Any]:
@@ -341,10 +374,11 @@ class Settler:
             categories_off=list(self._live.switches.categories),
         )
 
-    def _count(self, turn: Turn, calls: int, rows: int) -> None:
+    def _count(self, turn: Turn, category: int, calls: int, rows: int) -> None:
         turn.rows_retired += rows
-        self.counters.delivered += calls
-        self.counters.retired += rows
+        tally = self.meter.of(category)
+        tally.delivered += calls
+        tally.retired += rows
 
     def _settled(self, entry: Entry) -> None:
         turn = entry.turn

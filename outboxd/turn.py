@@ -91,7 +91,9 @@ class Turn(msgspec.Struct, eq=False):
         deferrals: How often its settlement was set aside.
         retry_in_s: When a failure of this turn is tried again.
         committed: Set, where it is awaited, when nothing is unsettled any more.
-        delivered: Groups that are not handed to the settler yet, and how many of them no receiver was called for.
+        delivered: Groups that are not handed to the settler yet.
+        unhandled: Categories for which no receiver was called.
+        slice_at: When the slice of work under way began, monotonic seconds.
         over: Nothing more will be handed to the settler.
         unsettled: Endings that are not committed.
         rows_retired: Messages that were deleted.
@@ -112,7 +114,8 @@ class Turn(msgspec.Struct, eq=False):
     retry_in_s: float | None = None
     committed: asyncio.Event | None = None
     delivered: list[Group] = []
-    unhandled: int = 0
+    unhandled: frozenset[int] = frozenset()
+    slice_at: float = 0.0
     over: bool = False
     unsettled: int = 0
     rows_retired: int = 0
