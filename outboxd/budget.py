@@ -104,6 +104,8 @@ class LoadGauge:
         self._dsn = dsn
         self._statements: dict[str, str] = {}
         self._last = Load(0, 0.0)
+        self.lag_s: dict[str, float] = {}
+        """The age of the oldest due row of each outbox that could be looked at last time."""
         self._good_until = 0.0
 
     async def measure(self, switches: Switches) -> Load:
@@ -137,9 +139,10 @@ class LoadGauge:
         looked_at_max = max(ROWS_LOOKED_AT_MAX, rows_max)
         shards = list(switches.shards)
         off = [[shard[0] for shard in shards], [shard[1] for shard in shards], [shard[2] for shard in shards]]
-        scheduled, lag_s = 0, 0.0
+        scheduled, self.lag_s = 0, {}
         for outbox in self._config.outboxes:
             if outbox.name in switches.outboxes:
+                self.lag_s[outbox.name] = 0.0
                 continue
             try:
                 statement = await self._statement(outbox)
@@ -152,8 +155,8 @@ class LoadGauge:
                 log.debug("backfill.load_unknown", outbox=outbox.name, error=str(exc))
                 continue
             scheduled += rows[0][0]
-            lag_s = max(lag_s, rows[0][1])
-        return Load(scheduled, lag_s)
+            self.lag_s[outbox.name] = rows[0][1]
+        return Load(scheduled, max(self.lag_s.values(), default=0.0))
 
     async def _statement(self, outbox: OutboxConfig) -> str:
         if outbox.name not in self._statements:

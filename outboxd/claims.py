@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import math
 import os
 import random
 import socket
@@ -104,6 +105,11 @@ class Claims:
         self._wakes: dict[str, Callable[[], None]] = {}
         self._heard = asyncio.Event()
         self.worker_id = 0
+        self.round_trips = 0
+
+    def answered_s_ago(self) -> float:
+        """Tell how long ago the session last answered, in seconds; infinity while there is none."""
+        return time.monotonic() - self._session.answered_at if self._session is not None and self.is_open else math.inf
 
     @property
     def is_open(self) -> bool:
@@ -234,6 +240,7 @@ class Claims:
 
     async def _fetch(self, on: ClaimSession, statement: str, *args: Any) -> list[asyncpg.Record]:
         """If it ends in anything but rows, the session ends too: never guess what a statement has locked."""
+        self.round_trips += 1
         try:
             async with on.turnstile:
                 rows: list[asyncpg.Record] = await on.connection.fetch(

@@ -111,3 +111,9 @@ def read_index(outbox: OutboxConfig) -> tuple[str, ...]:
 def find_index(outbox: OutboxConfig) -> tuple[str, ...]:
     """Return the columns of the index that due shards are found by."""
     return ("scheduled_for", *outbox.sharding_columns)
+
+
+def split_listen(listen: str) -> tuple[str, int]:
+    """Split `http.listen` into address and port; an empty address is every interface."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)

@@ -130,7 +130,7 @@ class Delivery:
                 raise exc
             # The receiver cancelled itself, or was cancelled by something of its own: a failure like any other.
             return Failed(f"{receiver.name} was cancelled")
-        return Failed(f"{receiver.name} raised {type(exc).__name__}{_words(exc)}")
+        return Failed(f"{receiver.name} raised {type(exc).__name__}{_words(exc)}", exception=exc)
 
 
 def _words(exc: BaseException) -> str:

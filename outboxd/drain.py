@@ -113,6 +113,11 @@ class Lane:
         """Whether nothing may be started any more: the table is not what it was."""
         return self._closed is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a drainer is at work on one of its turns."""
+        return self._turns_in_progress > 0
+
     async def close(self) -> None:
         """Let nothing be started any more, and wait for the turns in progress."""
         self._closed = asyncio.Event()

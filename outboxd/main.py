@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from outboxd import errors, log, registry
+from outboxd import errors, log, registry, sentry
 from outboxd.lifecycle import ServiceManager
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.once import drain_once
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from outboxd.registry import Registry
 
 _log = log.get()
+
+Companion = Callable[[], Coroutine[Any, Any, None]]
 
 WAIT_LOG_INTERVAL_S = 60.0
 WAIT_PAUSE_S_MAX = 5.0
@@ -154,18 +157,39 @@ class Daemon:
             backfills=True,
         )
         self._pipeline.live.on_progress = self._manager.progressed
+        self._pipeline.live.on_failed = sentry.reporter(self._loaded.config.sentry)
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
         self._stopper = Stopper(self._pipeline)
         self._stopper.listen()
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
         _log.info("daemon.starting", version=__version__, silo_mode=self._loaded.config.silo_mode)
-        with StallWatch(lambda: self._pipeline.live.registry):
-            if await self._wait_for_database():
-                await self._drain()
+        with StallWatch(lambda: self._pipeline.live.registry) as stall:
+            async with self._looked_at(stall) as sampling:
+                if await self._wait_for_database():
+                    await self._drain(sampling)
         self._manager.stopping()
+        await asyncio.to_thread(sentry.flush)
         hard = self._pipeline.live.stopping_hard
         _log.info("daemon.stopped", hard=hard, **self._pipeline.totals())
         return EXIT_HARD_STOP if hard else 0
+
+    @contextlib.asynccontextmanager
+    async def _looked_at(self, stall: StallWatch) -> AsyncIterator[list[Companion]]:
+        """Answer questions over HTTP, if that is wanted; yields what must run beside the drain for the answers."""
+        if not self._loaded.config.http.listen:
+            yield []
+            return
+        from outboxd import http, metrics, readiness, sampler  # 10 MB that --once and a silent daemon do without
+
+        sampling = sampler.Sampler(self._pipeline)
+        metrics.time_deliveries([branch.meter for branch in self._pipeline.branches])
+        with metrics.published(metrics.Collector(self._pipeline, sampling, stall)) as published:
+            server = http.Server(self._loaded.config.http, lambda: readiness.reasons(self._pipeline), published)
+            await server.open()
+            try:
+                yield [sampling.run]
+            finally:
+                await server.close()
 
     async def _wait_for_database(self) -> bool:
         """Open the pipeline, however long the database takes to come up or be migrated; False: stopped meanwhile."""
@@ -188,9 +212,14 @@ class Daemon:
                 return True
         return False
 
-    async def _drain(self) -> None:
+    async def _drain(self, companions: list[Companion]) -> None:
         await self._pipeline.run(
-            self._announce_readiness, self._summarise, self._reload_when_told, self._stopper.run, self._announce_stop
+            self._announce_readiness,
+            self._summarise,
+            self._reload_when_told,
+            self._stopper.run,
+            self._announce_stop,
+            *companions,
         )
 
     async def _announce_readiness(self) -> None:
@@ -244,7 +273,18 @@ class Daemon:
             self._manager.status(", ".join(f"{key} {count}" for key, count in done.items()) + " in the last minute")
 
 
-RESTART_KEYS = ("dsn", "session_dsn", "redis_url", "silo_mode", "schema", "outbox", "http", "backfill", "model")
+RESTART_KEYS = (
+    "dsn",
+    "session_dsn",
+    "redis_url",
+    "silo_mode",
+    "schema",
+    "outbox",
+    "http",
+    "backfill",
+    "model",
+    "sentry",
+)
 
 
 def _need_restart(old: Loaded, new: Loaded) -> list[str]:

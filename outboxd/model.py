@@ -98,10 +98,11 @@ class KnownFailure(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """The ending of a delivery whose receiver raised."""
+    """The ending of a delivery whose receiver raised; `exception` is what, where it was not asked for by us."""
 
     error: str
     retry_later_s: float | None = None
+    exception: BaseException | None = None
 
 
 class Buried(msgspec.Struct, frozen=True):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from outboxd import errors
+from outboxd import errors, sentry
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
@@ -71,6 +71,7 @@ async def drain_once(
         redis_url=lambda: read_secret(loaded, "redis_url"),
         backfills=True,
     )
+    pipeline.live.on_failed = sentry.reporter(loaded.config.sentry)
     await pipeline.open()
     try:
         ran = await pipeline.claims.lock_once(_subject(loaded))
@@ -80,6 +81,7 @@ async def drain_once(
             click.echo("another --once on this configuration is running", err=True)
     finally:
         await pipeline.close()
+        await asyncio.to_thread(sentry.flush)
     summary = _summary(pipeline, time.monotonic() - started_at)
     if json_output:
         click.echo(msgspec.json.encode(summary).decode())

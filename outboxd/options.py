@@ -83,7 +83,7 @@ class SwitchBoard:
 
     def __init__(self, config: Config, dsn: Callable[[], str]) -> None:
         self.config = config
-        self._session = Session(dsn, name="options", lock_timeout_s=2, statement_timeout_s=5)
+        self.session = Session(dsn, name="options", lock_timeout_s=2, statement_timeout_s=5)
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.now = NOTHING_OFF
@@ -97,8 +97,8 @@ class SwitchBoard:
         Raises:
             StoreUnavailable, SchemaError, StatementFailed: They stay as they were.
         """
-        options = await self._session.fetch("reading options", self._sql["options"])
-        pauses = await self._session.fetch("reading pauses", self._sql["pauses"])
+        options = await self.session.fetch("reading options", self._sql["options"])
+        pauses = await self.session.fetch("reading pauses", self._sql["pauses"])
         complaints: set[str] = set()
         values = {row[0]: row[1] for row in options}
         switches = self._combine(values, [tuple(row) for row in pauses], complaints)
@@ -117,7 +117,7 @@ class SwitchBoard:
 
     async def close(self) -> None:
         """Close the session."""
-        await self._session.close()
+        await self.session.close()
 
     def _combine(self, options: dict[str, str], pauses: Iterable[tuple[Any, ...]], complaints: set[str]) -> Switches:
         """Add options and pauses up: neither overwrites the other. What means nothing is added to *complaints*."""

@@ -365,6 +365,7 @@ def renderer_of(table: Table, schema: str) -> sql.Renderer:
     return sql.Renderer(
         {
             "table": table.name,
+            "regclass": f"{sql.literal(table.name)}::regclass",
             "schema": sql.quote(schema),
             "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,

@@ -46,10 +46,11 @@ BOUNDED_FAILURES_MAX = 6
 
 @dataclass(slots=True)
 class Counters:
-    """Counted since the start: shards claimed, and lost to other drainers."""
+    """Counted since the start: shards claimed, and lost to other drainers; and how many were claimed at last."""
 
     claimed: int = 0
     lost: int = 0
+    last_batch: int = 0
 
 
 def _is_debug() -> bool:
@@ -159,6 +160,11 @@ class Scheduler:
             if self._is_over():
                 return
             await self._rest(self._rest_s())
+
+    @property
+    def claims_held(self) -> int:
+        """Shards that this process has locked."""
+        return len(self._held)
 
     def look_again(self) -> None:
         """Start the next pass now: settings or switches have changed."""
@@ -281,6 +287,7 @@ class Scheduler:
             self._on_claimed(claim, wanted[claim.lock_key])
 
     def _count(self, wanted: dict[int, Candidate], claims: list[Claim]) -> None:
+        self.counters.last_batch = len(claims)
         self.counters.claimed += len(claims)
         self.counters.lost += len(wanted) - len(claims)
         if self.bounded is not None:

@@ -240,7 +240,9 @@ class Session:
         settings: Mapping[str, str] = _NO_SETTINGS,
     ) -> None:
         self._dsn = dsn_text
-        self._name = name
+        self.name = name
+        self.round_trips = 0
+        """Statements sent since the start, those that begin and end transactions included."""
         # The client gives up a little later than the server, so that the server's own words are heard.
         self._timeout_s = statement_timeout_s + 10
         self._settings = {
@@ -258,6 +260,11 @@ class Session:
         """The number of the open connection, 0 when none is: what a session holds is gone with its connection."""
         return 0 if self._connection is None or self._connection.is_closed() else self._opened
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a statement is under way, or waits for its turn."""
+        return self._turnstile.locked()
+
     async def fetch(self, doing: str, statement: str, *args: Any) -> list[asyncpg.Record]:
         """
         Run one statement and return its rows.
@@ -268,14 +275,19 @@ class Session:
             StatementFailed: The server refused (`sqlstate` says why: 55P03 is a lock timeout).
         """
         async with self._guard(doing) as connection:
-            rows: list[asyncpg.Record] = await connection.fetch(statement, *args, timeout=self._timeout_s)
-        return rows
+            return await self._send(connection, statement, *args)
 
     @contextlib.asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[Fetch]:
         """Open a transaction and yield a function that runs statements in it; errors as in `fetch`."""
         async with self._guard(doing) as connection, connection.transaction():
-            yield functools.partial(connection.fetch, timeout=self._timeout_s)
+            self.round_trips += 2
+            yield functools.partial(self._send, connection)
+
+    async def _send(self, connection: asyncpg.Connection, statement: str, *args: Any) -> list[asyncpg.Record]:
+        self.round_trips += 1
+        rows: list[asyncpg.Record] = await connection.fetch(statement, *args, timeout=self._timeout_s)
+        return rows
 
     @contextlib.asynccontextmanager
     async def _guard(self, doing: str) -> AsyncIterator[asyncpg.Connection]:
@@ -297,13 +309,13 @@ class Session:
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is None or self._connection.is_closed():
-            connection = await connect(self._dsn(), name=self._name, settings=self._settings)
+            connection = await connect(self._dsn(), name=self.name, settings=self._settings)
             try:
                 await self._prepare(connection)
             except BaseException as exc:
                 connection.terminate()
                 if isinstance(exc, Exception):
-                    raise translate(exc, f"opening session {self._name}") from exc
+                    raise translate(exc, f"opening session {self.name}") from exc
                 raise
             self._connection = connection
             self._opened += 1

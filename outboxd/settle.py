@@ -137,6 +137,7 @@ class Settler:
         self.idle = asyncio.Event()
         self.idle.set()
         self.meter = meter
+        self.settled_at = 0.0
         self._by = f"outboxd {os.getpid()}@{socket.gethostname()}"
 
     @property
@@ -383,6 +384,7 @@ class Settler:
     def _settled(self, entry: Entry) -> None:
         turn = entry.turn
         turn.unsettled -= 1
+        self.settled_at = time.monotonic()
         was_full = self.is_full
         self._unsettled_rows -= entry.row_count
         if was_full and not self.is_full:

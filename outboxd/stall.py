@@ -33,6 +33,9 @@ class StallWatch:
 
     Args:
         registry: Tells whose code a receiver's is.
+
+    Attributes:
+        worst_s: How late the loop was at its worst since somebody set this to 0.
     """
 
     def __init__(self, registry: Callable[[], Registry]) -> None:
@@ -42,6 +45,7 @@ class StallWatch:
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="outboxd-stall", daemon=True)
         self._handle: asyncio.TimerHandle | None = None
+        self.worst_s = 0.0
 
     def __enter__(self) -> StallWatch:
         self._beat()
@@ -56,6 +60,8 @@ class StallWatch:
             self._handle.cancel()
 
     def _beat(self) -> None:
+        late_s = time.monotonic() - self._beat_at - HEARTBEAT_S
+        self.worst_s = max(self.worst_s, late_s)
         self._beat_at = time.monotonic()
         self._handle = asyncio.get_running_loop().call_later(HEARTBEAT_S, self._beat)
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
 ROOT = Path(__file__).parent.parent
+DEFAULTS = {"OUTBOX_LOG_FORMAT": "json", "OUTBOX_HTTP_LISTEN": "127.0.0.1:0"}
+"""JSON logs, and any port that is free: daemons of many tests run at the same time."""
 
 
 class Outboxd:
@@ -108,7 +110,7 @@ async def outboxd(
     Args:
         arguments: As on the command line, after `--config`.
         config: The configuration file.
-        env: On top of the tests' environment, from which PG* and OUTBOX_* are gone, and JSON logs.
+        env: On top of the tests' environment, from which PG* and OUTBOX_* are gone, and of `DEFAULTS`.
         cwd: Where it runs; None: the repository, which has no outboxd.toml.
         module_path: A further directory for its imports, e.g. of receivers.
         through: A program that becomes ours, e.g. `sh -c 'exec "$@"' sh`.
@@ -120,7 +122,7 @@ async def outboxd(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=cwd or ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OUTBOX_LOG_FORMAT": "json", **(env or {})},
+        env={**os.environ, **DEFAULTS, "PYTHONPATH": os.pathsep.join(paths), **(env or {})},
         limit=16 * 1024 * 1024,  # bytes of one line: --json prints a whole document on one
     )
     running = Outboxd(process)

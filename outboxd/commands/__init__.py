@@ -39,6 +39,7 @@ COMMANDS = {
     "check": "Check configuration, receivers, database and schema.",
     "catalog": "List scopes, categories, outboxes, models and receivers.",
     "enqueue": "Write one message to an outbox.",
+    "health": "Ask the running daemon whether it works.",
     "backfill": "Show backfills of existing tables, plan them, run and steer them.",
     "demo": "Show outboxd at work on a database of its own.",
 }

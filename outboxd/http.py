@@ -1,0 +1,96 @@
+"""
+Health and metrics over HTTP: three questions that change nothing, on loopback unless told otherwise.
+
+    /healthz   200: the event loop turns
+    /readyz    200: the drain works; 503 and why it does not
+    /metrics   for Prometheus
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import structlog
+from aiohttp import web
+from prometheus_client.exposition import choose_encoder
+
+from outboxd import contract, errors
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+    from outboxd.config import HttpConfig
+
+log = structlog.get_logger()
+
+CLOSE_S_MAX = 1.0
+
+
+class Server:
+    """
+    Listens as `[http]` says.
+
+    Args:
+        config: Where; nowhere when `listen` is empty.
+        not_ready: Tells why the drain does not work; empty when it does.
+        registry: The metrics.
+    """
+
+    def __init__(self, config: HttpConfig, not_ready: Callable[[], list[str]], registry: CollectorRegistry) -> None:
+        self._config = config
+        self._not_ready = not_ready
+        self._registry = registry
+        self._runner: web.AppRunner | None = None
+
+    async def open(self) -> None:
+        """
+        Begin to listen.
+
+        Raises:
+            ConfigError: The address cannot be listened on, and that is not `optional`.
+        """
+        if not self._config.listen:
+            return
+        app = web.Application()
+        routes = (("/healthz", self._healthz), ("/readyz", self._readyz), ("/metrics", self._metrics))
+        app.add_routes([web.get(path, handler) for path, handler in routes])
+        runner = web.AppRunner(app, handle_signals=False, access_log=None, shutdown_timeout=CLOSE_S_MAX)
+        await runner.setup()
+        host, port = contract.split_listen(self._config.listen)
+        try:
+            await web.TCPSite(runner, host or None, port).start()
+        except OSError as exc:
+            await runner.cleanup()
+            reason = os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else str(exc)
+            problem = f"http.listen: cannot listen on {self._config.listen}: {reason}"
+            hint = "Choose another address or port (OUTBOX_HTTP_LISTEN), or an empty one for none."
+            if not self._config.optional:
+                raise errors.ConfigError([problem], hint=f"{hint} [http] optional = true drains without.") from exc
+            log.warning("http.unavailable", error=problem, hint=hint)
+            return
+        self._runner = runner
+        log.info("http.listening", addresses=[_written(address) for address in runner.addresses])
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def _healthz(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _request: web.Request) -> web.Response:
+        reasons = self._not_ready()
+        return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+def _written(address: object) -> str:
+    host, port = address[:2] if isinstance(address, tuple) else (address, "")
+    return f"[{host}]:{port}" if ":" in str(host) else f"{host}:{port}"

@@ -1,0 +1,42 @@
+"""
+Whether the drain works, as `/readyz` says it (I13): judged by what the loops have done, never by a timer of its own.
+
+Ready is a process whose database answers and whose outboxes were each looked at, settled, or delivered from, lately.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from outboxd.pipeline import Branch, Pipeline
+
+WINDOW_S_MIN = 15.0
+WINDOW_POLLS = 10
+
+
+def reasons(pipeline: Pipeline) -> list[str]:
+    """Tell why the pipeline is not ready, a sentence each; empty when it is."""
+    live = pipeline.live
+    if live.stopping:
+        return ["it is stopping"]
+    window_s = max(WINDOW_S_MIN, WINDOW_POLLS * live.poll_interval_s)
+    if not pipeline.claims.is_open:
+        return ["the database cannot be reached, or is not migrated: the claim session is not open"]
+    if pipeline.claims.answered_s_ago() > window_s:
+        return [f"the database has not answered for {pipeline.claims.answered_s_ago():.0f} s"]
+    return [reason for branch in pipeline.branches if (reason := _reason(branch, window_s, live.is_delivering()))]
+
+
+def _reason(branch: Branch, window_s: float, delivering: bool) -> str:
+    name = branch.config.name
+    if branch.scheduler is None or branch.settler is None or branch.lane is None:
+        return f"outbox {name} has not been found fit to be drained"
+    looked_at = branch.scheduler.finder.looked_at
+    at = max(looked_at, branch.settler.settled_at)
+    if time.monotonic() - at <= window_s or (delivering and branch.lane.is_busy):
+        return ""
+    if not at:
+        return f"outbox {name} has not been looked at yet"
+    return f"no look for due shards of outbox {name} has finished for {time.monotonic() - looked_at:.0f} s"

@@ -1,0 +1,152 @@
+"""
+What gauges say of the outbox tables: measured every few seconds by a session of its own, never when a scraper asks.
+
+A table of any size costs about the same: pages are sampled, counts are bounded. Each sample has its age, and one that
+cannot be renewed only grows older.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import structlog
+
+from outboxd import errors, sql
+from outboxd.budget import LoadGauge
+from outboxd.outbox import renderer_of
+from outboxd.session import Session
+
+if TYPE_CHECKING:
+    from outboxd.pipeline import Branch, Pipeline
+
+log = structlog.get_logger()
+
+_STATEMENTS = sql.load("sample.sql")
+
+SAMPLE_INTERVAL_S = 10.0
+FIRST_INTERVAL_S = 1.0
+COST_SHARE = 50
+"""A round is followed by a rest of so many times what it took."""
+PAGES_MAX = 1_000
+SHARD_ROWS_MAX = 10_000
+ROWS_COUNTED_MAX = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """
+    One outbox, as it was at `taken_at` (monotonic seconds).
+
+    Attributes:
+        lag_s: Age of the oldest due message that is neither paused nor of a failing shard.
+        messages, depth: In the table, and in its deepest shard; estimated above some 8 MB, the depth bounded.
+        failing_shards, dead_letters: Counted up to 10 000.
+        dead_tuples, bytes: As the server's statistics have them.
+    """
+
+    taken_at: float
+    lag_s: float
+    messages: int
+    depth: int
+    failing_shards: int
+    dead_letters: int
+    dead_tuples: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """The oldest snapshot that holds vacuum back: its age in transactions and in seconds."""
+
+    transactions: int
+    seconds: float
+
+
+class Sampler:
+    """
+    Measures the outboxes of a pipeline.
+
+    Args:
+        pipeline: Its outboxes, switches and meters, whose clocks are compared with the database's.
+
+    Attributes:
+        samples: The last sample of each outbox.
+        horizon: None while unknown, or where this role may not see it.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self.session = Session(pipeline.dsn, name="sample", lock_timeout_s=1, statement_timeout_s=5)
+        self._gauge = LoadGauge(pipeline.config, self.session, pipeline.dsn)
+        self.samples: dict[str, Sample] = {}
+        self.horizon: Horizon | None = None
+        self._failures: set[str] = set()
+
+    async def run(self) -> NoReturn:
+        """Measure, rest, and again."""
+        try:
+            while True:
+                began_at = time.monotonic()
+                await self.measure()
+                await asyncio.sleep(self._rest_s(time.monotonic() - began_at))
+        finally:
+            await self.session.close()
+
+    def _rest_s(self, cost_s: float) -> float:
+        if len(self.samples) < len(self._pipeline.branches):  # tables are still being looked at
+            return FIRST_INTERVAL_S
+        return max(SAMPLE_INTERVAL_S, COST_SHARE * cost_s)
+
+    async def measure(self) -> None:
+        """Take a sample of every outbox; one that cannot be had is said once, and the old one stays."""
+        try:
+            await self._look_at_server()
+            await self._gauge.measure(self._pipeline.switchboard.now)
+        except errors.OutboxdError as exc:
+            self._complain("", exc)
+            return
+        self._failures.discard("")
+        for branch in self._pipeline.branches:
+            name = branch.config.name
+            try:
+                await self._look_at(branch)
+                self._failures.discard(name)
+            except errors.OutboxdError as exc:
+                self._complain(name, exc)
+
+    async def _look_at_server(self) -> None:
+        before = time.time()
+        visible, transactions, seconds, clock = (await self._fetch("horizon", _STATEMENTS["horizon"]))[0]
+        self.horizon = Horizon(transactions, seconds) if visible else None
+        for branch in self._pipeline.branches:
+            branch.meter.clock_ahead_s = clock - (before + time.time()) / 2
+
+    async def _look_at(self, branch: Branch) -> None:
+        if branch.outbox is None:
+            return
+        name, table = branch.config.name, branch.outbox.table
+        renderer = renderer_of(table, self._pipeline.config.schema)
+        sizes, condition = (renderer.render(_STATEMENTS[key]) for key in ("sizes", "condition"))
+        messages, depth, _ = (await self._fetch(f"sampling {name}", sizes, PAGES_MAX, SHARD_ROWS_MAX))[0]
+        dead, size, failing, letters = (await self._fetch(f"sampling {name}", condition, name, ROWS_COUNTED_MAX))[0]
+        self.samples[name] = Sample(
+            taken_at=time.monotonic(),
+            lag_s=self._gauge.lag_s.get(name, 0.0),
+            messages=messages,
+            depth=depth,
+            failing_shards=failing,
+            dead_letters=letters,
+            dead_tuples=dead,
+            bytes=size,
+        )
+
+    async def _fetch(self, doing: str, statement: str, *args: object) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in await self.session.fetch(doing, statement, *args)]
+
+    def _complain(self, name: str, exc: errors.OutboxdError) -> None:
+        if name not in self._failures:
+            self._failures.add(name)
+            log.warning("metrics.not_sampled", outbox=name or None, error=str(exc))

@@ -1,0 +1,78 @@
+"""Failing deliveries to Sentry, where the extra is installed and SENTRY_DSN is set. Payloads only when configured."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from outboxd.version import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from outboxd.config import SentryConfig
+    from outboxd.model import Failed, Message
+
+log = structlog.get_logger()
+
+VARIABLE = "SENTRY_DSN"
+FLUSH_S_MAX = 2.0
+
+
+def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] | None:
+    """
+    Return what captures failing deliveries; None where nobody wants it.
+
+    A receiver module that has set the SDK up itself keeps its own settings. Otherwise none of the SDK's integrations
+    is used: the log is not sent, and nothing is patched.
+    """
+    if not os.environ.get(VARIABLE):
+        return None
+    try:
+        import sentry_sdk
+    except ImportError:
+        log.warning("sentry.missing", hint=f"{VARIABLE} is set: install outboxd with the extra sentry")
+        return None
+    if not sentry_sdk.is_initialized():
+        try:
+            sentry_sdk.init(
+                default_integrations=False, auto_enabling_integrations=False, release=f"outboxd@{__version__}"
+            )
+        except Exception as exc:  # a DSN that is none
+            log.warning("sentry.refused", error=str(exc))
+            return None
+
+    def capture(failed: Failed, message: Message | None) -> None:
+        with sentry_sdk.new_scope() as scope:
+            if message is not None:
+                scope.set_tag("outbox.category", message.category_name)
+                scope.set_tag("outbox.shard_scope", message.scope_name)
+                scope.set_context("outbox", _context(message, with_payload=config.send_payload))
+            if failed.exception is not None:
+                sentry_sdk.capture_exception(failed.exception)
+            else:
+                sentry_sdk.capture_message(failed.error, level="error")
+
+    return capture
+
+
+def flush() -> None:
+    """Send what is queued, for two seconds at most. Blocks."""
+    if "sentry_sdk" in sys.modules:
+        sys.modules["sentry_sdk"].flush(FLUSH_S_MAX)
+
+
+def _context(message: Message, *, with_payload: bool) -> dict[str, Any]:
+    context = {
+        "outbox": message.outbox,
+        "message": message.id,
+        "shard_identifier": str(message.shard_identifier),
+        "object_identifier": str(message.object_identifier),
+        "region_name": message.region_name,
+        "attempt": message.attempt,
+        "coalesced": message.coalesced,
+    }
+    return context | ({"payload": message.payload} if with_payload else {})
