@@ -120,6 +120,8 @@ async def measure(load: Load, rounds: int) -> Figures:
         await migrate(connection, msgspec.structs.replace(CONFIG, silo_mode="monolith"), notify=True)
         pipeline = Pipeline(CONFIG, registry.build(CONFIG, [accept]), lambda: dsn)
         await pipeline.open()
+        for branch in pipeline.branches:
+            branch.meter.timed = True  # as in a daemon that is scraped
         tune_collector()
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(pipeline.run())
