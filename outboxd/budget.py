@@ -20,6 +20,7 @@ from outboxd.outbox import renderer_of
 
 if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
+    from outboxd.inspection import Table
     from outboxd.options import Switches
     from outboxd.session import Fetch, Session
 
@@ -30,6 +31,7 @@ _STATEMENTS = sql.load("backfill.sql")
 SPENDING_CLASS = 1_870_099_305
 CATCH_UP_S = 5.0
 ROWS_LOOKED_AT_MAX = 200_000
+FIRST_ROWS = 1_000
 LOOK_S_MAX = 0.05
 LOOK_SHARE = 20
 LOOK_AGE_S_MAX = 30.0
@@ -102,7 +104,7 @@ class LoadGauge:
         self._config = config
         self._session = session
         self._dsn = dsn
-        self._statements: dict[str, str] = {}
+        self._statements: dict[str, dict[str, str]] = {}
         self._last = Load(0, 0.0)
         self.lag_s: dict[str, float] = {}
         """The age of the oldest due row of each outbox that could be looked at last time."""
@@ -145,22 +147,33 @@ class LoadGauge:
                 self.lag_s[outbox.name] = 0.0
                 continue
             try:
-                statement = await self._statement(outbox)
+                statements = await self._statements_of(outbox)
                 doing = f"measuring outbox {outbox.name}"
-                categories = list(switches.categories)
-                arguments = [outbox.name, rows_max, categories, *off, looked_at_max]
-                rows = await self._session.fetch(doing, statement, *arguments)
+                held = [list(switches.categories), *off]
+                arguments = [outbox.name, rows_max, *held, looked_at_max]
+                counted, lag_s = (await self._session.fetch(doing, statements["load"], *arguments))[0]
+                if counted >= rows_max:
+                    arguments = [outbox.name, FIRST_ROWS, *held]
+                    first = await self._session.fetch(doing, statements["lag_of_first"], *arguments)
+                    lag_s = max(lag_s, first[0][0])
             except (errors.SchemaError, errors.StatementFailed) as exc:
                 self._statements.pop(outbox.name, None)
                 log.debug("backfill.load_unknown", outbox=outbox.name, error=str(exc))
                 continue
-            scheduled += rows[0][0]
-            self.lag_s[outbox.name] = rows[0][1]
+            scheduled += counted
+            self.lag_s[outbox.name] = lag_s
         return Load(scheduled, max(self.lag_s.values(), default=0.0))
 
-    async def _statement(self, outbox: OutboxConfig) -> str:
+    async def _statements_of(self, outbox: OutboxConfig) -> dict[str, str]:
         if outbox.name not in self._statements:
             async with session.visit(self._dsn(), name=f"inspect {outbox.name}") as connection:
                 table = await inspect_table(connection, outbox)
-            self._statements[outbox.name] = renderer_of(table, self._config.schema).render(_STATEMENTS["load"])
+            self._statements[outbox.name] = load_statements(table, self._config.schema)
         return self._statements[outbox.name]
+
+
+def load_statements(table: Table, schema: str) -> dict[str, str]:
+    """Return the statements that measure the load of an outbox: `load` and `lag_of_first`."""
+    deliverable = renderer_of(table, schema).render(_STATEMENTS["deliverable"])
+    renderer = renderer_of(table, schema, deliverable=deliverable)
+    return {name: renderer.render(_STATEMENTS[name]) for name in ("load", "lag_of_first")}

@@ -345,8 +345,8 @@ def _storable(text: str) -> str:
     return text[:ERROR_CHARACTERS_MAX].replace("\0", "").encode(errors="replace").decode()
 
 
-def renderer_of(table: Table, schema: str) -> sql.Renderer:
-    """Return what fills the placeholders of statements about this outbox table."""
+def renderer_of(table: Table, schema: str, **names: str) -> sql.Renderer:
+    """Return what fills the placeholders of statements about this outbox table; *names* are further ones."""
     columns = list(table.shard_columns)
     region = "region_name" in columns
     positions = {column: number for number, column in enumerate(columns)}
@@ -375,6 +375,7 @@ def renderer_of(table: Table, schema: str) -> sql.Renderer:
             "scope_value": lambda first: value("shard_scope", first),
             "identifier_value": lambda first: value("shard_identifier", first),
             "headers": lambda alias: f"{alias}.headers" if table.has_headers else "NULL::jsonb",
+            **names,
         },
         table.shard_columns,
     )

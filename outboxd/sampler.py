@@ -125,16 +125,17 @@ class Sampler:
             branch.meter.clock_ahead_s = clock - (before + time.time()) / 2
 
     async def _look_at(self, branch: Branch) -> None:
-        if branch.outbox is None:
+        name = branch.config.name
+        if branch.outbox is None or name not in self._gauge.lag_s:  # the old sample grows older
             return
-        name, table = branch.config.name, branch.outbox.table
+        table = branch.outbox.table
         renderer = renderer_of(table, self._pipeline.config.schema)
         sizes, condition = (renderer.render(_STATEMENTS[key]) for key in ("sizes", "condition"))
         messages, depth, _ = (await self._fetch(f"sampling {name}", sizes, PAGES_MAX, SHARD_ROWS_MAX))[0]
         dead, size, failing, letters = (await self._fetch(f"sampling {name}", condition, name, ROWS_COUNTED_MAX))[0]
         self.samples[name] = Sample(
             taken_at=time.monotonic(),
-            lag_s=self._gauge.lag_s.get(name, 0.0),
+            lag_s=self._gauge.lag_s[name],
             messages=messages,
             depth=depth,
             failing_shards=failing,

@@ -69,9 +69,29 @@ WITH old AS (
 )
 INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, $2::int4)
 
+-- name: deliverable
+-- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard.
+-- Parameters as in load.
+due.category <> ALL ($3::int4[])
+        AND NOT EXISTS (
+            SELECT
+            FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
+            WHERE off.shard_scope = due.shard_scope
+                AND off.shard_identifier = due.shard_identifier::text
+                AND (off.region_name IS NULL OR off.region_name = {region_text:due})
+        )
+        AND NOT EXISTS (
+            SELECT
+            FROM {schema}.failure AS known
+            WHERE known.outbox = $1::text
+                AND known.shard_scope = due.shard_scope
+                AND known.shard_identifier = due.shard_identifier::text
+                AND known.region_name = {region_text:due}
+        )
+
 -- name: load
 -- How busy the drain is: due messages that it could deliver now, neither paused nor of a failing shard, and the age of
--- the oldest. Counts no more than the budget could be worth, and passes over so many that do not count.
+-- the oldest of them. Counts no more than the budget could be worth, and passes over so many that do not count.
 -- $1 text          outbox
 -- $2 int8          rows counted at most
 -- $3 int4[]        categories that are switched off
@@ -93,24 +113,29 @@ FROM (
         ORDER BY o.scheduled_for, {shard:o}
         LIMIT $7::int8
     ) AS due
-    WHERE due.category <> ALL ($3::int4[])
-        AND NOT EXISTS (
-            SELECT
-            FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
-            WHERE off.shard_scope = due.shard_scope
-                AND off.shard_identifier = due.shard_identifier::text
-                AND (off.region_name IS NULL OR off.region_name = {region_text:due})
-        )
-        AND NOT EXISTS (
-            SELECT
-            FROM {schema}.failure AS known
-            WHERE known.outbox = $1::text
-                AND known.shard_scope = due.shard_scope
-                AND known.shard_identifier = due.shard_identifier::text
-                AND known.region_name = {region_text:due}
-        )
+    WHERE {deliverable}
     LIMIT $2::int8
 ) AS waiting
+
+-- name: lag_of_first
+-- The age of the oldest message that could be delivered now, among the first ones of the table. In a backlog that is longer
+-- than what load counts, the oldest is among these: load goes by shard there.
+-- $1 text          outbox
+-- $2 int8          rows looked at at most
+-- $3 int4[]        categories that are switched off
+-- $4 int4[]        scope, ...
+-- $5 text[]        ... identifier ...
+-- $6 text[]        ... and region (null: any) of shards that are switched off
+-- returns          lag_s (0 when there is none)
+-- index            primary key; primary key of outboxd.failure
+SELECT coalesce(extract(epoch FROM now() - min(greatest(due.date_added, due.scheduled_for))), 0)::float8 AS lag_s
+FROM (
+    SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
+    FROM {table} AS o
+    ORDER BY o.id
+    LIMIT $2::int8
+) AS due
+WHERE due.scheduled_for <= now() AND {deliverable}
 
 -- name: batch
 -- Write the messages of the next rows in the order of the primary key. Gaps in it cost nothing.

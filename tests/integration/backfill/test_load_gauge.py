@@ -40,3 +40,16 @@ async def test_what_is_switched_off_does_not_hide_what_waits_behind_it(
 
     assert load.scheduled == 1
     assert load.lag_s < 60
+
+
+async def test_in_a_long_backlog_the_oldest_message_is_found_in_whatever_shard_it_is(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write(connection, shard=999)
+    await connection.execute("UPDATE outbox SET date_added = now() - interval '1 hour'")
+    await write_many(connection, 500, shards=1)
+    async with walking(database, with_models(backfills_per_minute=10)) as backfill:
+        load = await backfill.load()
+
+    assert load.scheduled == 10
+    assert 3_600 <= load.lag_s < 3_660

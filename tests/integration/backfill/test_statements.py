@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from outboxd import sql
+from outboxd.budget import load_statements
 from outboxd.inspection import inspect_table
-from outboxd.outbox import renderer_of
 from outboxd.session import HOT_SETTINGS
 from outboxd.source import inspect_walk
 from tests.drains import CONTROL, REGION, TEXT, UUID
@@ -54,7 +54,7 @@ async def walk_of(connection: asyncpg.Connection, values: dict[str, Any]) -> Wal
 
 
 def test_each_statement_of_the_file_is_tested_here() -> None:
-    assert set(STATEMENTS) == ABOUT_NO_SOURCE | {"load", "batch", "batch_by_row"}
+    assert set(STATEMENTS) == ABOUT_NO_SOURCE | {"load", "lag_of_first", "batch", "batch_by_row"}
 
 
 async def test_the_statements_about_no_source_table(connection: asyncpg.Connection) -> None:
@@ -67,9 +67,8 @@ async def test_the_statements_about_no_source_table(connection: asyncpg.Connecti
 @pytest.mark.parametrize("config", [REGION, CONTROL, UUID, TEXT], ids=lambda config: config.name)
 async def test_the_load_of_an_outbox(connection: asyncpg.Connection, config: Any) -> None:
     table = await inspect_table(connection, config)
-    statement = renderer_of(table, "outboxd").render(STATEMENTS["load"])
 
-    assert await problems(connection, {"load": statement}, []) == []
+    assert await problems(connection, load_statements(table, "outboxd"), []) == []
 
 
 INTEGERS = ("smallint", "integer", "bigint")

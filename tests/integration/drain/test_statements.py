@@ -10,7 +10,7 @@ import pytest
 
 from outboxd import sql
 from outboxd.inspection import inspect_table
-from outboxd.outbox import Outbox
+from outboxd.outbox import Outbox, renderer_of
 from tests.drains import CONTROL, REGION, TEXT, UUID
 
 if TYPE_CHECKING:
@@ -84,6 +84,18 @@ async def test_the_statements_of_the_drain(connection: asyncpg.Connection, confi
     outbox = await outbox_of(connection, config)
 
     assert await problems(connection, outbox._sql, _shard_types(outbox.table)) == []
+
+
+@pytest.mark.parametrize("config", [REGION, CONTROL, UUID, TEXT], ids=lambda config: config.name)
+@pytest.mark.parametrize("filename", ["acts.sql", "sample.sql"])
+async def test_the_statements_of_operators_and_gauges(
+    connection: asyncpg.Connection, config: OutboxConfig, filename: str
+) -> None:
+    table = await inspect_table(connection, config)
+    renderer = renderer_of(table, "outboxd")
+    statements = {name: renderer.render(statement) for name, statement in sql.load(filename).items()}
+
+    assert await problems(connection, statements, _shard_types(table)) == []
 
 
 async def test_the_statements_of_the_drain_on_a_table_without_headers(connection: asyncpg.Connection) -> None:
