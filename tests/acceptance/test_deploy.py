@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import aiohttp
 import asyncpg
 import pytest
 
 from outboxd import dsn
-from outboxd.commands import COMMANDS
 from tests import deployments, processes
 from tests.acceptance import image as images
 from tests.acceptance.servers import free_port
@@ -187,8 +187,6 @@ async def writes_messages(host: Host, command: Command) -> None:
 
 async def asks_for_health(host: Host, command: Command) -> None:
     """69 while nobody is there, 0 when the daemon is ready."""
-    if "health" not in COMMANDS:
-        pytest.skip("there is no outboxd health")
     async with host.started(command) as alone:
         assert await alone.wait() == 69, alone.stderr
     await host.migrate()
@@ -226,6 +224,29 @@ def test_every_command_line_is_run_here() -> None:
 @pytest.mark.parametrize("place", CASES)
 async def test_the_command_line_does_what_it_is_there_for(host: Host, place: str) -> None:
     await CASES[place](host, named(place))
+
+
+async def test_kubernetes_probes_and_scrapers_are_answered_from_outside_the_pod(host: Host) -> None:
+    """127.0.0.2 stands for the pod's address: a listener on 127.0.0.1 is not reached there."""
+    sidecar, deployment = deployments.sidecar(), deployments.kubernetes("Deployment")
+    probes = {sidecar[probe]["httpGet"]["path"] for probe in ("startupProbe", "livenessProbe")}
+    scraped = deployment["spec"]["template"]["metadata"]["annotations"]["prometheus.io/path"]
+
+    async with host.started(named("kubernetes Deployment outboxd")) as daemon:
+        await daemon.wait_for_event("daemon.waiting")
+        assert await statuses(host, *probes, "/readyz") == [*(200 for _ in probes), 503], "the application must start"
+        await host.migrate()
+        await daemon.wait_for_event("daemon.ready")
+        assert await statuses(host, *probes, scraped) == [*(200 for _ in probes), 200]
+
+
+async def statuses(host: Host, *paths: str) -> list[int]:
+    found = []
+    async with aiohttp.ClientSession(f"http://127.0.0.2:{host.http_port}") as session:
+        for path in paths:
+            async with session.get(path) as answer:
+                found.append(answer.status)
+    return found
 
 
 async def test_the_image_has_outboxd_and_nothing_that_installs(host: Host) -> None:

@@ -8,9 +8,9 @@ import os
 import signal
 from typing import TYPE_CHECKING
 
+import aiohttp
 import pytest
 
-from outboxd.load import load
 from tests.acceptance.servers import free_port
 from tests.acceptance.systemd import Systemd
 from tests.processes import ROOT, outboxd
@@ -47,7 +47,7 @@ def daemon_unit(request: pytest.FixtureRequest) -> Unit:
 async def started(unit: Unit, installation: Installation, systemd: Systemd) -> AsyncIterator[Outboxd]:
     """Start a service's ExecStart in the environment that systemd would make for it, and in no other."""
     credentials = installation.folder / "credentials"
-    credentials.mkdir()
+    credentials.mkdir(exist_ok=True)
     (credentials / "dsn").write_text(installation.dsn + "\n")
     installation.configure(dsn="")
     environment = {
@@ -115,15 +115,15 @@ async def test_a_wrong_configuration_ends_with_a_code_that_prevents_a_restart(
     assert "READY=1" not in systemd.heard
 
 
-async def test_replicas_of_the_template_share_a_database(installation: Installation, systemd: Systemd) -> None:
-    """Each gets the port that its name says, whatever the configuration has."""
+async def test_replicas_of_the_template_run_side_by_side(installation: Installation, systemd: Systemd) -> None:
+    """Each answers on the port that its name says, whatever the configuration has."""
     units = [Unit(f"outboxd@{free_port()}.service") for _ in range(2)]
-    addresses = {
-        load(installation.config, environ={**unit.environment(""), "OUTBOX_DSN_FILE": ""}).config.http.listen
-        for unit in units
-    }
-
-    assert addresses == {f"127.0.0.1:{unit.instance}" for unit in units}
+    async with started(units[0], installation, systemd) as one, started(units[1], installation, systemd) as other:
+        for daemon in (one, other):
+            await daemon.wait_for_event("daemon.ready")
+        for unit in units:
+            async with aiohttp.request("GET", f"http://127.0.0.1:{unit.instance}/readyz") as answer:
+                assert answer.status == 200, await answer.text()
 
 
 async def test_a_single_run_delivers_and_prints_nothing(installation: Installation, systemd: Systemd) -> None:
