@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import functools
 import socket
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from operator import itemgetter
 from types import MappingProxyType
@@ -60,6 +61,9 @@ _UNAVAILABLE = {
     "57P05",
 }
 _UNREACHABLE = "Look whether PostgreSQL runs there, and whether host and port of the DSN are right."
+_UNTRUSTED = (
+    "Check that sslrootcert names the authority of the server's certificate, and that it is made out to this host."
+)
 _MISSING = {"42P01": "table", "42703": "column", "3F000": "schema", "42883": "function"}
 _PRIVILEGE = "42501"
 
@@ -78,7 +82,8 @@ def translate(exc: BaseException, doing: str) -> errors.OutboxdError:
         return _translate_server(exc, doing)
     if isinstance(exc, asyncpg.ClientConfigurationError):
         return errors.ConfigError([f"dsn: {exc}"])
-    if isinstance(exc, ValueError):  # asyncpg cannot encode an argument: trying again does not help
+    # A certificate that does not verify is both kinds of error, and one that is renewed does help.
+    if isinstance(exc, ValueError) and not isinstance(exc, OSError):  # asyncpg cannot encode an argument
         return errors.StatementFailed(f"{doing}: {exc}")
     if isinstance(exc, (OSError, asyncpg.InterfaceError, TimeoutError, asyncpg.InternalClientError)):
         text = "no answer in time" if isinstance(exc, TimeoutError) and not str(exc) else str(exc)
@@ -143,10 +148,16 @@ async def connect(dsn_text: str, *, name: str, settings: dict[str, str] | None =
     except Exception as exc:
         error = translate(exc, doing)
         if isinstance(error, errors.StoreUnavailable) and not error.hint:
-            error.hint = _UNREACHABLE if dsn_text else "Set OUTBOX_DSN, or dsn in the configuration."
+            error.hint = _hint(exc, dsn_text)
         raise error from exc
     _keep_alive(connection)
     return connection
+
+
+def _hint(exc: Exception, dsn_text: str) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return _UNTRUSTED
+    return _UNREACHABLE if dsn_text else "Set OUTBOX_DSN, or dsn in the configuration."
 
 
 async def close_quietly(connection: asyncpg.Connection) -> None:
