@@ -51,12 +51,16 @@ shard_identifier = "id"
 [drain]
 poll_interval_s = 0.1
 """
-RECEIVERS = """\
-from outboxd import receiver
+REFUSED, DISCARDED = 98, 99  # shards
+RECEIVERS = f"""\
+from outboxd import Discard, receiver
 
 @receiver("ACCOUNT_UPDATE")
 async def accept(message):
-    pass
+    if message.shard_identifier == {REFUSED}:
+        raise ValueError("not today")
+    if message.shard_identifier == {DISCARDED}:
+        raise Discard("never")
 """
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from outboxd import contract, dsn, inspection
 from outboxd.config import Config
-from tests.acceptance.shop_database import DOCUMENT, PASSWORD, blocks, granted, shop_database
+from tests.acceptance.shop_database import DISCARDED, DOCUMENT, PASSWORD, REFUSED, blocks, granted, shop_database
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tests.acceptance.shop_database import ShopDatabase
 
 SECTIONS = {
-    "Roles and grants": ["sql", "console", "sql", "sql", "sql"],
+    "Roles and grants": ["sql", "console", "sql", "sql", "sql", "sql"],
     "TLS": ["sh", "sql"],
     "Passwords that rotate": ["sh", "sql"],
     "Failover and standbys": ["sh", "sql"],
@@ -117,12 +117,19 @@ async def test_the_daemon_s_role_drains_and_backfills(shop: ShopDatabase) -> Non
     assert not [line for line in daemon.stderr_lines if "permission denied" in line]
 
 
-async def test_a_single_run_needs_no_more_than_the_daemon(shop: ShopDatabase) -> None:
-    await shop.admin.fetchval(WRITE)
+async def test_a_failure_and_a_burial_need_no_more_either(shop: ShopDatabase) -> None:
+    for shard in (REFUSED, DISCARDED):
+        await shop.admin.execute(
+            "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier) VALUES (1, $1, 1, 1)",
+            shard,
+        )
 
-    await shop.run("--once", role="outbox_daemon")
+    await shop.run("--once", role="outbox_daemon", code=1)
 
-    assert await shop.count() == 0
+    failures = await shop.admin.fetch("SELECT shard_identifier, last_error FROM outboxd.failure")
+    assert [(row["shard_identifier"], "not today" in row["last_error"]) for row in failures] == [(str(REFUSED), True)]
+    assert await shop.admin.fetchval("SELECT scheduled_for > now() FROM outbox")
+    assert await shop.admin.fetchval("SELECT reason FROM outboxd.dead_letter") == "never"
 
 
 async def test_a_daemon_without_its_grants_waits_for_them(bare_shop: ShopDatabase) -> None:
@@ -151,9 +158,9 @@ FORBIDDEN = {
     "outbox_operator": [
         "ALTER TABLE outbox ADD COLUMN more int",
         "CREATE TABLE outboxd.more ()",
-        "SELECT FROM account",
+        "DELETE FROM account",
     ],
-    "outbox_reader": [WRITE, PAUSE, "DELETE FROM outbox", "DELETE FROM outboxd.failure", "SELECT FROM account"],
+    "outbox_reader": [WRITE, PAUSE, "DELETE FROM outbox", "DELETE FROM outboxd.failure", "DELETE FROM account"],
 }
 ALLOWED = {
     "shop": [WRITE],
@@ -186,6 +193,13 @@ async def test_a_role_can_do_what_it_is_for(shop: ShopDatabase, role: str) -> No
     async with shop.connected(role) as connection:
         for statement in ALLOWED[role]:
             await connection.execute(statement)
+
+
+@pytest.mark.parametrize("role", ["outbox_operator", "outbox_reader"])
+async def test_commands_that_look_need_no_more_than_a_reader(shop: ShopDatabase, role: str) -> None:
+    for command in (["catalog"], ["backfill", "status"]):
+        done = await shop.run(*command, role=role)
+        assert "permission denied" not in done.stdout + done.stderr, command
 
 
 async def test_tables_of_a_later_migration_need_no_second_round(shop: ShopDatabase) -> None:
