@@ -192,7 +192,12 @@ async def asks_for_health(host: Host, command: Command) -> None:
     await host.migrate()
     async with host.started(named("compose outboxd")) as daemon:
         await daemon.wait_for_event("daemon.ready")
-        await host.run(command)
+
+        async def answers() -> bool:
+            async with host.started(command) as probe:
+                return await probe.wait() == 0
+
+        _: bool = await eventually(answers, error=daemon.stderr)
 
 
 async def asks_for_the_server(host: Host, command: Command) -> None:
