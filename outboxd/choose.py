@@ -22,7 +22,7 @@ DURATION_S_MAX = 10 * 365 * 86_400
 _INTEGER_BITS = {"smallint": 16, "integer": 32, "bigint": 64}
 
 
-def choose_outbox(config: Config, name: str | None, region: str | None) -> OutboxConfig:
+def choose_outbox(config: Config, name: str | None, region: str | None, *, needs_region: bool = True) -> OutboxConfig:
     """
     Return the outbox that a command means.
 
@@ -32,6 +32,7 @@ def choose_outbox(config: Config, name: str | None, region: str | None) -> Outbo
         config: Its `outboxes` are the candidates.
         name: As given by --outbox.
         region: As given by --region.
+        needs_region: Whether a shard is meant; else a named outbox with regions may be meant as a whole.
 
     Raises:
         UsageError: No such outbox, or not exactly one: lists them. Or it takes no region, or needs one.
@@ -44,9 +45,23 @@ def choose_outbox(config: Config, name: str | None, region: str | None) -> Outbo
         return fitting[0] if len(fitting) == 1 else _not_one(outboxes, fitting, region)
     for outbox in outboxes:
         if outbox.name == name:
-            _refuse_region(outbox, region)
+            _refuse_region(outbox, region, needs_region=needs_region)
             return outbox
     raise errors.UsageError(f"there is no outbox {name}{suggest.nearest(name, [o.name for o in outboxes])}")
+
+
+def choose_outboxes(config: Config, name: str | None, region: str | None) -> list[OutboxConfig]:
+    """
+    Return the outboxes that a command looks at: every one of the silo mode, with a region those that have regions.
+
+    Raises:
+        UsageError: No such outbox, or it has no regions and one is given.
+    """
+    if name is not None or region == "":
+        return [choose_outbox(config, name, region, needs_region=False)]
+    outboxes = config.require_outboxes()
+    fitting = [outbox for outbox in outboxes if region is None or contract.has_region(outbox)]
+    return fitting or [_not_one(outboxes, fitting, region)]
 
 
 def _not_one(outboxes: list[OutboxConfig], fitting: list[OutboxConfig], region: str | None) -> NoReturn:
@@ -57,8 +72,8 @@ def _not_one(outboxes: list[OutboxConfig], fitting: list[OutboxConfig], region: 
     raise errors.UsageError(f"{given}, but no outbox {'takes' if region is not None else 'goes without'} one: {listed}")
 
 
-def _refuse_region(outbox: OutboxConfig, region: str | None) -> None:
-    if contract.has_region(outbox) and region is None:
+def _refuse_region(outbox: OutboxConfig, region: str | None, *, needs_region: bool) -> None:
+    if needs_region and contract.has_region(outbox) and region is None:
         raise errors.UsageError(f"outbox {outbox.name} shards by region: --region is missing")
     if region is not None and not contract.has_region(outbox):
         raise errors.UsageError(f"outbox {outbox.name} has no region_name: --region does not apply")

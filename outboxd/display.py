@@ -35,7 +35,7 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
         rows: Their cells.
         right: Titles of columns whose cells stand on the right, as numbers do.
     """
-    cells = [[" ".join(cell.split()) for cell in row] for row in rows]
+    cells = [[one_line(cell) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         click.echo("\n".join(aligned([titles, *cells])))
         return
@@ -49,6 +49,18 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
     for row in cells:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
+
+
+def one_line(text: str, characters_max: int | None = None) -> str:
+    """Return a text of somebody else's as one line that no terminal obeys, cut where it is too long."""
+    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in _flat(text))
+    if characters_max is None or len(shown) <= characters_max:
+        return shown
+    return f"{shown[: characters_max - 1]}…"
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def duration(seconds: float | None) -> str:

@@ -10,17 +10,20 @@ import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Union
 
-from outboxd import contract, inspection, sql
+from outboxd import contract, errors, inspection, sql
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
 
-Value = str | int | uuid.UUID | None
+Value = str | int | uuid.UUID | Sequence[str | int | uuid.UUID] | None
 
+Filling = Union[str, Callable[[str], str], "Query"]
+
+_TIMED_OUT = "57014"
 _AS_JSON = "SELECT row_to_json(answer)::text FROM (\n{}\n) AS answer"
 TIMEOUT_S = 15.0
 """How long one question may take."""
@@ -38,15 +41,17 @@ class Query:
         about: What it asks and how to read the answer; becomes the comment at its head, wrapped by its author.
         numbers: What numbers mean, a line each.
         statement: SQL with placeholders.
-        values: By name. A text or uuid is written without a type: it takes that of the column it is compared with.
-        names: What fills the other placeholders.
+        values: By name. A text or uuid is written without a type: it takes that of the column it is compared with. A
+            sequence becomes an array.
+        names: What fills the other placeholders. Another query becomes a part of this one; its values are those of
+            this one.
         by_index: Whether it looks up few rows of a table of any size: a plan that reads all of it is never wanted.
     """
 
     about: str
     statement: str
     values: Mapping[str, Value] = field(default_factory=dict)
-    names: Mapping[str, str | Callable[[str], str]]
+    names: Mapping[str, Filling]
     shard_columns: Mapping[str, str]
     numbers: Sequence[str] = ()
     by_index: bool = False
@@ -68,7 +73,8 @@ class Query:
         return f"{comments}{self._render(lambda name: _written(self.values[name]))};\n"
 
     def _render(self, value: Callable[[str], str]) -> str:
-        return sql.Renderer({**self.names, "value": value}, self.shard_columns).render(self.statement)
+        names = {name: part._render(value) if isinstance(part, Query) else part for name, part in self.names.items()}
+        return sql.Renderer({**names, "value": value}, self.shard_columns).render(self.statement)
 
 
 async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> list[dict[str, Any]]:
@@ -86,14 +92,21 @@ async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> lis
     settings = f"SET LOCAL statement_timeout = {int(TIMEOUT_S * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
     if query.by_index:
         settings += "; SET LOCAL enable_seqscan = off"
-    with inspection.translated(doing):
-        async with connection.transaction(readonly=True):
-            await connection.execute(settings)
-            rows = await connection.fetch(_AS_JSON.format(text), *arguments)
+    try:
+        with inspection.translated(doing):
+            async with connection.transaction(readonly=True):
+                await connection.execute(settings)
+                rows = await connection.fetch(_AS_JSON.format(text), *arguments)
+    except errors.StatementFailed as exc:
+        if exc.sqlstate == _TIMED_OUT and not exc.hint:
+            exc.hint = (
+                f"One question may take {TIMEOUT_S:g} s. In psql, what --sql prints may take as long as you like."
+            )
+        raise
     return [json.loads(row[0]) for row in rows]
 
 
-def names_of(config: Config, outbox: OutboxConfig) -> dict[str, str | Callable[[str], str]]:
+def names_of(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
     """
     Return what fills the placeholders of a statement about one outbox, from the configuration alone.
 
@@ -156,4 +169,9 @@ def _named(column: str, names: Mapping[int, str]) -> str:
 def _written(value: Value) -> str:
     if value is None:
         return "NULL"
-    return str(value) if isinstance(value, int) else sql.literal(str(value))
+    if isinstance(value, int):
+        return str(value) if value >= 0 else f"({value})"  # -2147483648::int4 would be out of range
+    if isinstance(value, str | uuid.UUID):
+        return sql.literal(str(value))
+    items = (str(item).replace("\\", "\\\\").replace('"', '\\"') for item in value)
+    return sql.literal("{" + ",".join(f'"{item}"' for item in items) + "}")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 
 _NAME = re.compile(r"^-- name: (\w+)[^\S\n]*\n", re.MULTILINE)
+_HEADER = re.compile(r"\A(?:--[^\n]*\n)+")
 _PLACEHOLDER = re.compile(r"\{(\w+)(?::(\w+))?\}")
 _IDENTIFIER_BYTES_MAX = 63
 
@@ -21,6 +22,11 @@ def load(filename: str) -> dict[str, str]:
     text = resources.files(__package__).joinpath(filename).read_text(encoding="utf-8")
     parts = _NAME.split(text)
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+
+
+def without_header(statement: str) -> str:
+    """Return a statement without the comment that stands above it."""
+    return _HEADER.sub("", statement)
 
 
 def is_identifier(name: str) -> bool:

@@ -1,0 +1,51 @@
+"""`outboxd depth`: how many messages of one category wait."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outboxd import access, choose, diagnosis, diagnosis_display
+from outboxd.commands import shared
+from outboxd.query import fetch
+
+if TYPE_CHECKING:
+    from outboxd.commands import Context
+    from outboxd.load import Loaded
+    from outboxd.query import Query
+
+
+@click.command(name="depth")
+@click.argument("category")
+@shared.with_outbox
+@shared.with_json
+@shared.with_sql
+@click.pass_obj
+def command(
+    context: Context, /, *, category: str, outbox: str | None, region: str | None, as_json: bool, as_sql: bool
+) -> None:
+    """
+    Show how many messages of one category wait.
+
+    CATEGORY is a name or a number. Of a large outbox a part is counted, and the answer is an estimate.
+    """
+    shared.refuse_both(as_json=as_json, as_sql=as_sql)
+    loaded = context.load()
+    chosen = choose.choose_outbox(loaded.config, outbox, region, needs_region=False)
+    number = choose.choose_category(loaded.config, category)
+    query = diagnosis.depth(loaded.config, chosen, number, region=region)
+    if as_sql:
+        click.echo(query.for_psql(), nl=False)
+        return
+    rows, now = asyncio.run(_ask(loaded, query))
+    if as_json:
+        shared.echo_json(rows)
+    else:
+        diagnosis_display.show_depth(rows[0], now)
+
+
+async def _ask(loaded: Loaded, query: Query) -> tuple[list[Any], str]:
+    async with access.opened(loaded, "reader", name="depth") as connection:
+        return await fetch(connection, query, "counting a category"), await diagnosis.now(connection)

@@ -1,0 +1,71 @@
+"""`outboxd shards`: where messages wait, and what is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outboxd import access, choose, diagnosis, diagnosis_display
+from outboxd.commands import shared
+from outboxd.query import fetch
+
+if TYPE_CHECKING:
+    from outboxd.commands import Context
+    from outboxd.config import OutboxConfig
+    from outboxd.load import Loaded
+    from outboxd.query import Query
+
+SHARDS = 10
+STUCK = 20
+
+
+@click.command(name="shards")
+@click.option("--stuck", is_flag=True, help="Only shards in backoff, the one that has failed longest first.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), help=f"Shards at most. Default: {SHARDS}; {STUCK} with --stuck."
+)
+@shared.with_outbox
+@shared.with_json
+@shared.with_sql
+@click.pass_obj
+def command(
+    context: Context,
+    /,
+    *,
+    stuck: bool,
+    limit: int | None,
+    outbox: str | None,
+    region: str | None,
+    as_json: bool,
+    as_sql: bool,
+) -> None:
+    """
+    Show the deepest shards, or the stuck ones.
+
+    Of every outbox of the silo mode, in one list; with --region, of those that have regions. Whatever is switched off
+    is shown, too.
+    """
+    shared.refuse_both(as_json=as_json, as_sql=as_sql)
+    loaded = context.load()
+    outboxes = choose.choose_outboxes(loaded.config, outbox, region)
+    ask = diagnosis.stuck if stuck else diagnosis.shards
+    query = ask(loaded.config, outboxes, limit=limit or (STUCK if stuck else SHARDS), region=region)
+    if as_sql:
+        click.echo(query.for_psql(), nl=False)
+        return
+    rows, paused, now = asyncio.run(_ask(loaded, outboxes, query))
+    if as_json:
+        shared.echo_json(rows)
+    elif stuck:
+        diagnosis_display.show_stuck(rows, now)
+    else:
+        diagnosis_display.show_shards(rows, paused, now)
+
+
+async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str]:
+    async with access.opened(loaded, "reader", name="shards") as connection:
+        rows = await fetch(connection, query, "looking at shards")
+        paused = await fetch(connection, diagnosis.paused(loaded.config, outboxes), "looking at pauses")
+        return rows, paused, await diagnosis.now(connection)

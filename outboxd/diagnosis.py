@@ -1,0 +1,350 @@
+"""
+What an operator asks about waiting messages: the deepest shards, the stuck ones, one shard's, one object's.
+
+Each function returns a `Query`, which the commands run or print. None reads a large table whole: where counting
+would, the answer is an estimate and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from outboxd import inspection, sql
+from outboxd.query import Filling, Query, Value, fetch, names_of, numbers_of
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.model import Identifier
+
+_STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("diagnosis.sql").items()}
+
+PAYLOAD_BYTES_MAX = 65_536
+"""Payloads and headers stored larger, or eight times as large when unpacked, are not read."""
+
+_ESTIMATE = """oldest and newest say when a message was written.
+Of a large table a fixed sample of its pages is read. Then is_estimate is true: figures are scaled up, and oldest and
+newest are those of the messages that were read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """
+    How much one question may read.
+
+    Attributes:
+        pages: Pages of a table, about; a table with more is sampled, unless it has few messages.
+        rows: Messages, newest first, to find out whether a table of many pages has few messages.
+        dead: Dead rows that may lie between them, as the server's statistics know them; ten million take two seconds.
+        counted: Messages that are counted along the index, over all shards of an answer.
+        object_rows: Messages, newest first, that are searched for an object.
+    """
+
+    pages: int = 2_000
+    rows: int = 20_000
+    dead: int = 20_000_000
+    counted: int = 100_000
+    object_rows: int = 1_000_000
+
+    def values(self, limit: int) -> dict[str, Value]:
+        """Return the values of the statements, for an answer of so many shards."""
+        counted = max(1, min(10_000, self.counted // limit))
+        return {"pages": self.pages, "rows": self.rows, "dead": self.dead, "counted": counted, "limit": limit}
+
+
+BOUNDS = Bounds()
+
+
+@dataclass(frozen=True, slots=True)
+class ShardDepth:
+    """How many messages wait in a shard; an estimate where the table is large and the shard deep."""
+
+    outbox: str
+    region_name: str | None
+    shard_scope: int
+    shard_identifier: Identifier
+    depth: int
+    is_estimate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class OutboxCount:
+    """How many messages wait in an outbox; an estimate where the table is large."""
+
+    outbox: str
+    messages: int
+    is_estimate: bool
+
+
+async def get_shard_depths_descending(
+    connection: asyncpg.Connection, config: Config, outboxes: Sequence[OutboxConfig], limit: int = 10
+) -> list[ShardDepth]:
+    """
+    Tell the deepest shards, deepest first.
+
+    Args:
+        connection: Anybody's who may read the outboxes and outboxd's own schema; not inside a transaction that writes.
+        config: Names of scopes and categories; `outboxd.load.load().config` is that of the daemon.
+        outboxes: Which to look at, e.g. `config.outboxes`; not empty.
+        limit: Shards at most, over all outboxes.
+
+    Returns:
+        Identifiers of uuid and text columns as strings. Empty when nothing waits.
+
+    Raises:
+        StatementFailed: It took longer than `query.TIMEOUT_S`, or the database refuses it.
+        SchemaError, StoreUnavailable: A table or privilege is missing; the database is away.
+    """
+    rows = await fetch(connection, shards(config, outboxes, limit=limit), "counting the deepest shards")
+    return [ShardDepth(*(row[name] for name in ShardDepth.__slots__)) for row in rows]
+
+
+async def get_total_outbox_count(
+    connection: asyncpg.Connection, config: Config, outbox: OutboxConfig, bounds: Bounds = BOUNDS
+) -> OutboxCount:
+    """
+    Count the messages of an outbox, due or not; arguments and errors as for `get_shard_depths_descending`.
+
+    Exact for a table of few pages or with few messages, else scaled up from a sample of its pages.
+    """
+    names = {**_names(config, outbox), "seen": _part("seen", config, outbox)}
+    query = _query("total", config, outbox, names, bounds.values(1), about="")
+    rows = await fetch(connection, query, f"counting outbox {outbox.name}")
+    return OutboxCount(**rows[0])
+
+
+async def now(connection: asyncpg.Connection) -> str:
+    """Tell the time that schedules are compared with, as ISO 8601 in UTC."""
+    query = Query(about="", statement=_STATEMENTS["clock"], names={}, shard_columns={})
+    text: str = (await fetch(connection, query, "asking for the time"))[0]["now"]
+    return text
+
+
+async def type_of(connection: asyncpg.Connection, outbox: OutboxConfig, column: str) -> str:
+    """
+    Tell the SQL type of a column of an outbox.
+
+    Raises:
+        SchemaError: There is no such table or column.
+    """
+    relation = await inspection.read_relation(connection, outbox.table)
+    if relation is None or column not in relation.columns:
+        raise inspection.missing_table(outbox)
+    return relation.columns[column].type
+
+
+def shards(
+    config: Config, outboxes: Sequence[OutboxConfig], *, limit: int, region: str | None = None, bounds: Bounds = BOUNDS
+) -> Query:
+    """Ask for the deepest shards of some outboxes, deepest first; what is switched off is said of each."""
+    about = f"""The {limit} deepest shards of {_list_of(outboxes)}{_in_region(region)}, deepest first.
+depth: messages that wait, due: those that may run now.
+state: paused (by a pause or an option), in backoff (it has failed), due, or not due; until: when that ends.
+because: who paused it and why, or the last error of what fails in it.
+{_ESTIMATE}"""
+    order = "ORDER BY depth DESC, outbox, region_name, shard_scope, shard_identifier"
+    return _joined("shards", config, outboxes, about, order, bounds.values(limit), region)
+
+
+def stuck(
+    config: Config, outboxes: Sequence[OutboxConfig], *, limit: int, region: str | None = None, bounds: Bounds = BOUNDS
+) -> Query:
+    """Ask for the shards that are in backoff, the one that has failed longest first."""
+    about = f"""Shards in backoff of {_list_of(outboxes)}{_in_region(region)}, {limit} at most.
+Something in them has failed and is tried again; the one that has failed longest first.
+category, object, attempts and last_error: of the object that has failed most often; failing_objects: how many fail.
+depth: messages of the shard, the failing one among them; is_at_least: there may be more.
+depth and next_attempt are empty when the message that failed is gone.
+oldest and newest say when a message of the shard was written."""
+    order = "ORDER BY first_failed_at, outbox, region_name, shard_scope, shard_identifier"
+    return _joined("stuck", config, outboxes, about, order, bounds.values(limit), region)
+
+
+def messages_of_shard(
+    config: Config, outbox: OutboxConfig, scope: int, identifier: Identifier, *, region: str | None, limit: int
+) -> Query:
+    """Ask for a shard's messages, newest first."""
+    about = f"""Messages of one shard of {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.
+{_ABOUT_MESSAGES}"""
+    columns = outbox.sharding_columns
+    shard: dict[str, Any] = {"shard_scope": scope, "shard_identifier": identifier, "region_name": region}
+    first, *rest = [f"o.{sql.quote(column)}" for column in columns]
+    conditions = [f"{first} = ANY ({{value:{columns[0]}}})"]
+    conditions += [f"{name} = {{value:{column}}}" for name, column in zip(rest, columns[1:], strict=True)]
+    values = {**shard, columns[0]: [shard[columns[0]]], "limit": limit, "payload": PAYLOAD_BYTES_MAX}
+    names = _names_of_messages(config, outbox)
+    names["of_shard"] = Query(about="", statement=" AND ".join(conditions), names={}, shard_columns={})
+    return _query(
+        "messages_of_shard", config, outbox, names, values, about=about, numbers=numbers_of(config, scope=scope)
+    )
+
+
+def messages_of_object(
+    config: Config,
+    outbox: OutboxConfig,
+    category: int,
+    identifier: Identifier,
+    *,
+    limit: int,
+    region: str | None = None,
+    bounds: Bounds = BOUNDS,
+) -> Query:
+    """Ask for the messages about one object, newest first, among the newest of the outbox."""
+    about = f"""Messages about one object in {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.
+No index knows objects: only the newest {bounds.object_rows} messages of the outbox are looked at.
+{_ABOUT_MESSAGES}"""
+    values: dict[str, Value] = {
+        "category": category,
+        "object": identifier,
+        "limit": limit,
+        "payload": PAYLOAD_BYTES_MAX,
+    }
+    values |= {"rows": bounds.object_rows, "region": region}
+    names = {**_names_of_messages(config, outbox), **_narrowed(region)}
+    numbers = numbers_of(config, category=category)
+    return _query("messages_of_object", config, outbox, names, values, about=about, numbers=numbers)
+
+
+_ABOUT_MESSAGES = f"""attempts and last_error: what is known of the object's failures; empty when it has not failed.
+payload_size: bytes as stored. A payload above {PAYLOAD_BYTES_MAX} bytes is not shown: read it by the message's id."""
+
+
+def depth(
+    config: Config, outbox: OutboxConfig, category: int, *, region: str | None = None, bounds: Bounds = BOUNDS
+) -> Query:
+    """Ask how many messages of a category wait in an outbox; one row."""
+    about = f"""How many messages of one category wait in {_list_of([outbox])}{_in_region(region)}.
+due: those that may run now.
+{_ESTIMATE}"""
+    names = {**_names(config, outbox), **_narrowed(region), "seen": _part("seen", config, outbox)}
+    values = bounds.values(1) | {"category": category, "region": region}
+    numbers = numbers_of(config, category=category)
+    return _query("depth", config, outbox, names, values, about=about, numbers=numbers)
+
+
+def paused(config: Config, outboxes: Sequence[OutboxConfig]) -> Query:
+    """Ask what is switched off in some outboxes."""
+    parts = {f"outbox_{n}": _part("paused", config, outbox) for n, outbox in enumerate(outboxes)}
+    joined = "\nUNION\n".join(f"(\n{{{name}}}\n)" for name in parts)
+    order = "ORDER BY kind, outbox, shard_scope, shard_identifier, region_name, category_name, because"
+    return Query(about="", statement=f"{joined}\n{order}\nLIMIT 1000", names=parts, shard_columns={})
+
+
+def _joined(
+    statement: str,
+    config: Config,
+    outboxes: Sequence[OutboxConfig],
+    about: str,
+    order: str,
+    values: Mapping[str, Value],
+    region: str | None,
+) -> Query:
+    """Ask every outbox, and put the answers into one list."""
+    parts = {f"outbox_{n}": _part(statement, config, outbox, region) for n, outbox in enumerate(outboxes)}
+    joined = "\nUNION ALL\n".join(f"(\n{{{name}}}\n)" for name in parts)
+    return Query(
+        about=about,
+        numbers=numbers_of(config),
+        statement=f"{joined}\n{order}\nLIMIT {{value:limit}}",
+        values={**values, "region": region},
+        names=parts,
+        shard_columns={},
+        by_index=True,
+    )
+
+
+def _query(
+    statement: str,
+    config: Config,
+    outbox: OutboxConfig,
+    names: Mapping[str, Filling],
+    values: Mapping[str, Value],
+    *,
+    about: str,
+    numbers: Sequence[str] = (),
+) -> Query:
+    return Query(
+        about=about,
+        numbers=numbers,
+        statement=_STATEMENTS[statement],
+        values=values,
+        names=names,
+        shard_columns=dict.fromkeys(outbox.sharding_columns, ""),
+        by_index=True,
+    )
+
+
+def _part(statement: str, config: Config, outbox: OutboxConfig, region: str | None = None) -> Query:
+    """Return a statement as a part of another one."""
+    names = {**_names(config, outbox), **_narrowed(region)}
+    if statement in _MADE_OF:
+        names |= {name: _part(name, config, outbox, region) for name in _MADE_OF[statement]}
+    return _query(statement, config, outbox, names, {}, about="")
+
+
+_MADE_OF = {"shards": ("seen", "off"), "paused": ("off",)}
+
+
+def _names_of_messages(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
+    parts = {name: _part(name, config, outbox) for name in ("message_columns", "failure_of_message")}
+    return {**_names(config, outbox), **parts}
+
+
+def _narrowed(region: str | None) -> dict[str, Filling]:
+    if region is None:
+        return {"in_region": "true"}
+    return {"in_region": Query(about="", statement="region_name = {value:region}", names={}, shard_columns={})}
+
+
+def _names(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
+    """
+    Return what fills the placeholders of this module's statements, beside those of `names_of`.
+
+    | written             | becomes                                                                         |
+    |---------------------|---------------------------------------------------------------------------------|
+    | `{relation}`        | the table, as a `regclass`                                                      |
+    | `{same_shard:s}`    | the condition that message `o` is of the shard of `s`                           |
+    | `{shard_backwards:o}` | the sharding columns, each descending                                         |
+    | `{options}`         | rows of kind, key, number and name: what options may switch off                 |
+    | `{skipping}`        | the numbers of categories whose failures do not hold their shard                |
+    """
+    columns = [sql.quote(column) for column in outbox.sharding_columns]
+    skipping = [str(each.value) for each in config.categories.values() if each.on_error == "skip"]
+
+    def same_shard(alias: str) -> str:
+        first, *rest = columns
+        return " AND ".join([f"o.{first} = ANY (ARRAY[{alias}.{first}])", *(f"o.{c} = {alias}.{c}" for c in rest)])
+
+    return {
+        **names_of(config, outbox),
+        "relation": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
+        "same_shard": same_shard,
+        "shard_backwards": lambda alias: ", ".join(f"{alias}.{column} DESC" for column in columns),
+        "options": _options(config, outbox),
+        "skipping": f"'{{{','.join(skipping)}}}'::int4[]",
+    }
+
+
+def _options(config: Config, outbox: OutboxConfig) -> str:
+    rows = [("outbox", "outbox.disabled_outboxes", "NULL::int4", sql.literal(outbox.name))]
+    rows += [
+        ("category", "outbox.disabled_categories", f"({category.value})", sql.literal(name))
+        for name, category in config.categories.items()
+    ]
+    rows += [
+        ("shard", scope.disabled_shards_option or f"outbox.disabled_shards.{name}", f"({scope.value})", "NULL")
+        for name, scope in config.scopes.items()
+    ]
+    written = [f"({sql.literal(kind)}, {sql.literal(key)}, {number}, {name})" for kind, key, number, name in rows]
+    return f"(VALUES {', '.join(written)})"
+
+
+def _list_of(outboxes: Sequence[OutboxConfig]) -> str:
+    return ("outbox " if len(outboxes) == 1 else "outboxes ") + ", ".join(outbox.name for outbox in outboxes)
+
+
+def _in_region(region: str | None) -> str:
+    return "" if region is None else f", region {region}"

@@ -1,0 +1,182 @@
+"""How waiting messages are shown to people: ages instead of times, and reasons below the table."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outboxd.display import duration, one_line, show_table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PAYLOAD_CHARACTERS_MAX = 40
+REASON_CHARACTERS_MAX = 200
+NOTHING = "no message waits there"
+
+
+def show_shards(rows: Sequence[Mapping[str, Any]], paused: Sequence[Mapping[str, Any]], now: str) -> None:
+    """Print the deepest shards; below them why they do not move, and whatever is switched off, listed or not."""
+    if not rows:
+        click.echo(NOTHING)
+    else:
+        titles = [*_place_titles(rows), "depth", "due", "oldest", "newest", "state"]
+        cells = [
+            [
+                *_place(row, titles),
+                _count(row["depth"], row),
+                _count(row["due"], row),
+                age(row["oldest"], now),
+                age(row["newest"], now),
+                _state(row, now),
+            ]
+            for row in rows
+        ]
+        show_table(titles, cells, right=["depth", "due"])
+        if any(row["is_estimate"] for row in rows):
+            click.echo("\n~ is an estimate, from a part of the table")
+        _echo_reasons([(name_of(row), row["because"]) for row in rows])
+    if paused:
+        click.echo("\nswitched off now:")
+        click.echo("\n".join(f"  {_switched_off(each, now)}" for each in paused))
+
+
+def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
+    """Print the shards in backoff, and the last error of each."""
+    if not rows:
+        click.echo("no shard is in backoff")
+        return
+    titles = [*_place_titles(rows), "category", "depth", "next attempt", "oldest", "newest", "attempts"]
+    cells = [
+        [
+            *_place(row, titles),
+            row["category_name"],
+            "?" if row["depth"] is None else f"{row['depth']:,}{'+' if row['is_at_least'] else ''}",
+            when(row["next_attempt"], now),
+            age(row["oldest"], now),
+            age(row["newest"], now),
+            f"{row['attempts']:,}",
+        ]
+        for row in rows
+    ]
+    show_table(titles, cells, right=["depth", "attempts"])
+    if any(row["is_at_least"] for row in rows):
+        click.echo("\n+ means at least")
+    if any(row["depth"] is None for row in rows):
+        click.echo("\n? means that the message which failed is gone")
+    _echo_reasons([(f"{name_of(row)}, object {row['object_identifier']}", row["last_error"]) for row in rows])
+
+
+def show_messages(rows: Sequence[Mapping[str, Any]], now: str, *, of_object: bool) -> None:
+    """Print messages, of one shard or about one object; their payloads cut."""
+    if not rows:
+        click.echo(NOTHING)
+        return
+    own = _place_titles(rows) if of_object else []
+    titles = [*own, "id", *([] if of_object else ["category", "object"]), "written", "due", "attempts", "payload"]
+    cells = [
+        [
+            *_place(row, own),
+            str(row["id"]),
+            *([] if of_object else [row["category_name"], str(row["object_identifier"])]),
+            age(row["date_added"], now),
+            when(row["scheduled_for"], now),
+            str(row["attempts"] or "-"),
+            _payload(row),
+        ]
+        for row in rows
+    ]
+    show_table(titles, cells, right=["id", "attempts"])
+    failed = {(name_of(row), str(row["object_identifier"])): row["last_error"] for row in rows}
+    _echo_reasons([(f"{place}, object {obj}", error) for (place, obj), error in failed.items()])
+
+
+def show_depth(row: Mapping[str, Any], now: str) -> None:
+    """Print how many messages of a category wait."""
+    titles = ["category", "outbox", "depth", "due", "oldest", "newest"]
+    counts = (_count(row["depth"], row), _count(row["due"], row))
+    cells = [row["category_name"], row["outbox"], *counts, age(row["oldest"], now), age(row["newest"], now)]
+    show_table(titles, [cells], right=["depth", "due"])
+    if row["is_estimate"]:
+        click.echo("\n~ is an estimate, from a part of the table; oldest and newest are of that part")
+
+
+def name_of(row: Mapping[str, Any]) -> str:
+    """Name a shard as the commands take it, with its region where it has one."""
+    region = f" in {row['region_name']}" if row.get("region_name") else ""
+    return f"{row['scope_name']} {row['shard_identifier']}{region}"
+
+
+def age(time: str | None, now: str) -> str:
+    """Tell how long ago it was."""
+    return "-" if time is None else duration(max(0.0, _seconds_until(now, time)))
+
+
+def when(time: str | None, now: str) -> str:
+    """Tell in how long it is, or that it is over."""
+    if time is None:
+        return "?"
+    if time == "infinity":
+        return "never"
+    left = _seconds_until(time, now)
+    return f"in {duration(left)}" if left > 0 else "now"
+
+
+def _seconds_until(time: str, now: str) -> float:
+    if "infinity" in time:
+        return float("-inf") if time.startswith("-") else float("inf")
+    try:
+        return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
+    except ValueError:  # a year beyond what Python knows, or before Christ
+        return float("-inf") if time.endswith("BC") else float("inf")
+
+
+def _place_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tell which columns name a shard: outbox and region only where there are any to tell apart."""
+    has_regions = any(row["region_name"] is not None for row in rows)
+    several = len({row["outbox"] for row in rows}) > 1
+    return ["shard", *(["outbox"] if several else []), *(["region"] if has_regions else [])]
+
+
+def _place(row: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
+    cells = {
+        "shard": f"{row['scope_name']} {row['shard_identifier']}",
+        "outbox": row["outbox"],
+        "region": row["region_name"] or "-",
+    }
+    return [cells[title] for title in titles if title in cells]
+
+
+def _count(number: int, row: Mapping[str, Any]) -> str:
+    return f"~{number:,}" if row["is_estimate"] else f"{number:,}"
+
+
+def _state(row: Mapping[str, Any], now: str) -> str:
+    if row["until"] is None:
+        return str(row["state"])
+    left = duration(max(0.0, _seconds_until(row["until"], now)))
+    return f"{row['state']}, {'for ' if row['state'] != 'not due' else 'in '}{left}"
+
+
+def _payload(row: Mapping[str, Any]) -> str:
+    if row["payload_size"] is None:
+        return "-"
+    if row["payload"] is None and row["payload_size"] > len("null"):
+        return f"({row['payload_size']:,} bytes)"
+    return one_line(json.dumps(row["payload"], ensure_ascii=False), PAYLOAD_CHARACTERS_MAX)
+
+
+def _switched_off(row: Mapping[str, Any], now: str) -> str:
+    what = {"outbox": row["outbox"], "category": row["category_name"]}.get(row["kind"]) or name_of(row)
+    until = "" if row["until"] is None else f" (for {duration(_seconds_until(row['until'], now))})"
+    return one_line(f"{row['kind']} {what}: {row['because']}{until}")
+
+
+def _echo_reasons(reasons: Sequence[tuple[str, str | None]]) -> None:
+    lines = [f"{place}: {one_line(why, REASON_CHARACTERS_MAX)}" for place, why in reasons if why]
+    if lines:
+        click.echo("\n" + "\n".join(one_line(line) for line in lines))
