@@ -72,48 +72,60 @@ class ShardDepth:
 
 @dataclass(frozen=True, slots=True)
 class OutboxCount:
-    """How many messages wait in an outbox; an estimate where the table is large."""
+    """How many messages wait; an estimate where a table is large."""
 
-    outbox: str
     messages: int
     is_estimate: bool
 
 
 async def get_shard_depths_descending(
-    connection: asyncpg.Connection, config: Config, outboxes: Sequence[OutboxConfig], limit: int = 10
+    connection: asyncpg.Connection,
+    config: Config,
+    limit: int = 10,
+    *,
+    outboxes: Sequence[OutboxConfig] | None = None,
 ) -> list[ShardDepth]:
     """
     Tell the deepest shards, deepest first.
 
     Args:
-        connection: Anybody's who may read the outboxes and outboxd's own schema; not inside a transaction that writes.
-        config: Names of scopes and categories; `outboxd.load.load().config` is that of the daemon.
-        outboxes: Which to look at, e.g. `config.outboxes`; not empty.
-        limit: Shards at most, over all outboxes.
+        connection: Of a role that may read the outboxes and outboxd's own schema; not inside a transaction.
+        config: `outboxd.load.load().config` is that of the daemon.
+        limit: Shards at most, over all outboxes; above 0.
+        outboxes: Which to look at; None: those of the silo mode.
 
     Returns:
-        Identifiers of uuid and text columns as strings. Empty when nothing waits.
+        Identifiers of uuid and text columns are strings. Empty when nothing waits.
 
     Raises:
         StatementFailed: It took longer than `query.TIMEOUT_S`, or the database refuses it.
         SchemaError, StoreUnavailable: A table or privilege is missing; the database is away.
     """
-    rows = await fetch(connection, shards(config, outboxes, limit=limit), "counting the deepest shards")
+    query = shards(config, outboxes or config.require_outboxes(), limit=limit)
+    rows = await fetch(connection, query, "counting the deepest shards")
     return [ShardDepth(*(row[name] for name in ShardDepth.__slots__)) for row in rows]
 
 
 async def get_total_outbox_count(
-    connection: asyncpg.Connection, config: Config, outbox: OutboxConfig, bounds: Bounds = BOUNDS
+    connection: asyncpg.Connection,
+    config: Config,
+    *,
+    outboxes: Sequence[OutboxConfig] | None = None,
+    bounds: Bounds = BOUNDS,
 ) -> OutboxCount:
     """
-    Count the messages of an outbox, due or not; arguments and errors as for `get_shard_depths_descending`.
+    Count the messages that wait, due or not, in all outboxes together.
 
-    Exact for a table of few pages or with few messages, else scaled up from a sample of its pages.
+    Arguments and errors as for `get_shard_depths_descending`. Exact for a table that has few pages or few messages,
+    else scaled up from a sample of its pages.
     """
-    names = {**_names(config, outbox), "seen": _part("seen", config, outbox)}
-    query = _query("total", config, outbox, names, bounds.values(1), about="")
-    rows = await fetch(connection, query, f"counting outbox {outbox.name}")
-    return OutboxCount(**rows[0])
+    messages, is_estimate = 0, False
+    for outbox in outboxes or config.require_outboxes():
+        names = {**_names(config, outbox), "seen": _part("seen", config, outbox)}
+        query = _query("total", config, outbox, names, bounds.values(1), about="")
+        row = (await fetch(connection, query, f"counting outbox {outbox.name}"))[0]
+        messages, is_estimate = messages + row["messages"], is_estimate or row["is_estimate"]
+    return OutboxCount(messages, is_estimate)
 
 
 async def now(connection: asyncpg.Connection) -> str:

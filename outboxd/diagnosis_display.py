@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd.display import duration, one_line, show_table
+from outboxd.display import duration, one_line, show_lines, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,7 +43,7 @@ def show_shards(rows: Sequence[Mapping[str, Any]], paused: Sequence[Mapping[str,
         _echo_reasons([(name_of(row), row["because"]) for row in rows])
     if paused:
         click.echo("\nswitched off now:")
-        click.echo("\n".join(f"  {_switched_off(each, now)}" for each in paused))
+        show_lines(f"  {_switched_off(each, now)}" for each in paused)
 
 
 def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
@@ -113,26 +114,28 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 def age(time: str | None, now: str) -> str:
     """Tell how long ago it was."""
-    return "-" if time is None else duration(max(0.0, _seconds_until(now, time)))
+    return "-" if time is None else _span(-_seconds_until(time, now))
 
 
 def when(time: str | None, now: str) -> str:
     """Tell in how long it is, or that it is over."""
     if time is None:
         return "?"
-    if time == "infinity":
-        return "never"
     left = _seconds_until(time, now)
-    return f"in {duration(left)}" if left > 0 else "now"
+    if left <= 0:
+        return "now"
+    return "never" if math.isinf(left) else f"in {duration(left)}"
+
+
+def _span(seconds: float) -> str:
+    return "for ever" if math.isinf(seconds) and seconds > 0 else duration(max(0.0, seconds))
 
 
 def _seconds_until(time: str, now: str) -> float:
-    if "infinity" in time:
-        return float("-inf") if time.startswith("-") else float("inf")
     try:
         return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
-    except ValueError:  # a year beyond what Python knows, or before Christ
-        return float("-inf") if time.endswith("BC") else float("inf")
+    except ValueError:  # infinite, or a year that Python does not know
+        return -math.inf if time.startswith("-") or time.endswith("BC") else math.inf
 
 
 def _place_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -158,8 +161,9 @@ def _count(number: int, row: Mapping[str, Any]) -> str:
 def _state(row: Mapping[str, Any], now: str) -> str:
     if row["until"] is None:
         return str(row["state"])
-    left = duration(max(0.0, _seconds_until(row["until"], now)))
-    return f"{row['state']}, {'for ' if row['state'] != 'not due' else 'in '}{left}"
+    if row["state"] == "not due":
+        return f"not due, {when(row['until'], now)}"
+    return f"{row['state']}, for {_span(_seconds_until(row['until'], now))}"
 
 
 def _payload(row: Mapping[str, Any]) -> str:
@@ -172,11 +176,12 @@ def _payload(row: Mapping[str, Any]) -> str:
 
 def _switched_off(row: Mapping[str, Any], now: str) -> str:
     what = {"outbox": row["outbox"], "category": row["category_name"]}.get(row["kind"]) or name_of(row)
-    until = "" if row["until"] is None else f" (for {duration(_seconds_until(row['until'], now))})"
+    until = "" if row["until"] is None else f" (for {_span(_seconds_until(row['until'], now))})"
     return one_line(f"{row['kind']} {what}: {row['because']}{until}")
 
 
 def _echo_reasons(reasons: Sequence[tuple[str, str | None]]) -> None:
     lines = [f"{place}: {one_line(why, REASON_CHARACTERS_MAX)}" for place, why in reasons if why]
     if lines:
-        click.echo("\n" + "\n".join(one_line(line) for line in lines))
+        click.echo()
+        show_lines(map(one_line, lines))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -11,6 +13,10 @@ import click
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+
+NARROW_COLUMNS = 60
+"""A terminal with fewer columns is no place for a table that is wider."""
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -28,7 +34,8 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
     """
     Print a table with one line of titles.
 
-    On a terminal long cells are folded to its width; elsewhere nothing is cut, and a program can read the lines.
+    On a terminal long cells are folded to its width, and on a narrow one each row becomes some lines of its own;
+    elsewhere nothing is cut, and a program can read the lines.
 
     Args:
         titles: Of the columns.
@@ -40,6 +47,12 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
         click.echo("\n".join(aligned([titles, *cells])))
         return
     from rich.console import Console
+
+    console = Console(highlight=False)
+    lines = aligned([titles, *cells])
+    if console.width < NARROW_COLUMNS and max(map(len, lines)) > console.width:
+        click.echo("\n\n".join(_record(titles, row) for row in cells))
+        return
     from rich.table import Table
     from rich.text import Text
 
@@ -48,7 +61,20 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
         table.add_column(title, overflow="fold", justify="right" if title in right else "left")
     for row in cells:
         table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+    console.print(table)
+
+
+def _record(titles: Sequence[str], row: Sequence[str]) -> str:
+    return "\n".join(f"{title}: {cell}" for title, cell in zip(titles, row, strict=True))
+
+
+def show_lines(lines: Iterable[str]) -> None:
+    """Print lines, on a terminal wrapped at its words."""
+    if not is_terminal(sys.stdout):
+        click.echo("\n".join(lines))
+        return
+    columns = shutil.get_terminal_size().columns
+    click.echo("\n".join(textwrap.fill(line, columns, subsequent_indent="    ") for line in lines))
 
 
 def one_line(text: str, characters_max: int | None = None) -> str:

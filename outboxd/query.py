@@ -91,7 +91,7 @@ async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> lis
     text, arguments = query.bound()
     settings = f"SET LOCAL statement_timeout = {int(TIMEOUT_S * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
     if query.by_index:
-        settings += "; SET LOCAL enable_seqscan = off"
+        settings += "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
     try:
         with inspection.translated(doing):
             async with connection.transaction(readonly=True):
@@ -173,5 +173,12 @@ def _written(value: Value) -> str:
         return str(value) if value >= 0 else f"({value})"  # -2147483648::int4 would be out of range
     if isinstance(value, str | uuid.UUID):
         return sql.literal(str(value))
-    items = (str(item).replace("\\", "\\\\").replace('"', '\\"') for item in value)
-    return sql.literal("{" + ",".join(f'"{item}"' for item in items) + "}")
+    return sql.literal("{" + ",".join(map(_element, value)) + "}")
+
+
+def _element(value: str | int | uuid.UUID) -> str:
+    """Write an element of an array."""
+    if isinstance(value, int):
+        return str(value)
+    escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

@@ -58,7 +58,7 @@ def command(
             identifier = choose.parse_identifier(object_, type_, "the object identifier")
             query = diagnosis.messages_of_object(config, chosen, number, identifier, limit=limit, region=region)
             rows = await fetch(connection, query, "looking for an object")
-            count = await diagnosis.get_total_outbox_count(connection, config, chosen)
+            count = await diagnosis.get_total_outbox_count(connection, config, outboxes=[chosen])
             is_partial = len(rows) < limit and count.messages > diagnosis.BOUNDS.object_rows
             return rows, await diagnosis.now(connection), is_partial
 

@@ -55,7 +55,9 @@ def command(
     if as_sql:
         click.echo(query.for_psql(), nl=False)
         return
-    rows, paused, now = asyncio.run(_ask(loaded, outboxes, query))
+    rows, paused, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
+    if is_partial and not stuck:
+        click.echo("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
         shared.echo_json(rows)
     elif stuck:
@@ -64,8 +66,11 @@ def command(
         diagnosis_display.show_shards(rows, paused, now)
 
 
-async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str]:
+async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str, bool]:
+    """Return the shards, what is switched off, the time, and whether there may be messages although none was seen."""
+    config = loaded.config
     async with access.opened(loaded, "reader", name="shards") as connection:
         rows = await fetch(connection, query, "looking at shards")
-        paused = await fetch(connection, diagnosis.paused(loaded.config, outboxes), "looking at pauses")
-        return rows, paused, await diagnosis.now(connection)
+        paused = await fetch(connection, diagnosis.paused(config, outboxes), "looking at pauses")
+        total = None if rows else await diagnosis.get_total_outbox_count(connection, config, outboxes=outboxes)
+        return rows, paused, await diagnosis.now(connection), total is not None and total.is_estimate

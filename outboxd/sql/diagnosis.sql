@@ -298,7 +298,8 @@ LEFT JOIN LATERAL (
 SELECT message.*, f.attempts, f.last_error
 FROM (SELECT NULL::jsonb AS headers) AS absent
 CROSS JOIN LATERAL (
-    SELECT {message_columns}
+    SELECT
+        {message_columns}
     FROM {table} AS o
     WHERE {of_shard}
     ORDER BY {shard_backwards:o}, o.id DESC
@@ -315,7 +316,8 @@ ORDER BY message.id DESC
 SELECT message.*, f.attempts, f.last_error
 FROM (SELECT NULL::jsonb AS headers) AS absent
 CROSS JOIN LATERAL (
-    SELECT {message_columns}
+    SELECT
+        {message_columns}
     FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT {value:rows}) AS o
     WHERE o.category = {value:category} AND o.object_identifier = {value:object} AND {in_region}
     ORDER BY o.id DESC
@@ -326,24 +328,24 @@ ORDER BY message.id DESC
 
 -- name: message_columns
 -- What is shown of a message `o`. A payload is left out when it is large, stored or unpacked.
-    o.id,
-    {outbox}::text AS outbox,
-    {region:o}::text AS region_name,
-    o.shard_scope,
-    {scope_name:o} AS scope_name,
-    o.shard_identifier,
-    o.category,
-    {category_name:o} AS category_name,
-    o.object_identifier,
-    o.date_added,
-    o.scheduled_for,
-    o.scheduled_for <= now() AS is_due,
-    pg_column_size(o.payload) AS payload_size,
-    CASE
-        WHEN pg_column_size(o.payload) <= {value:payload} AND octet_length(o.payload::text) <= 8 * {value:payload}
-        THEN o.payload
-    END AS payload,
-    CASE WHEN pg_column_size(headers) <= {value:payload} THEN headers END AS headers
+o.id,
+        {outbox}::text AS outbox,
+        {region:o}::text AS region_name,
+        o.shard_scope,
+        {scope_name:o} AS scope_name,
+        o.shard_identifier,
+        o.category,
+        {category_name:o} AS category_name,
+        o.object_identifier,
+        o.date_added,
+        o.scheduled_for,
+        o.scheduled_for <= now() AS is_due,
+        pg_column_size(o.payload) AS payload_size,
+        CASE
+            WHEN pg_column_size(o.payload) <= {value:payload} AND octet_length(o.payload::text) <= 8 * {value:payload}
+            THEN o.payload
+        END AS payload,
+        CASE WHEN pg_column_size(headers) <= {value:payload} THEN headers END AS headers
 
 -- name: failure_of_message
 -- What is known of earlier failures of a message's object.
@@ -385,7 +387,6 @@ LIMIT 1
 -- How many messages are in an outbox. One row.
 WITH {seen}
 SELECT
-    {outbox}::text AS outbox,
     round((SELECT count(*) FROM seen) * scaled.scale)::int8 AS messages,
     scaled.is_estimate
 FROM scaled

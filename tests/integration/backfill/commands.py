@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import pty
-import sys
 from typing import TYPE_CHECKING, Any
 
-from tests.processes import ROOT, Outboxd, run
+from tests import terminal
+from tests.processes import Outboxd, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,30 +126,4 @@ async def everything_written(connection: asyncpg.Connection) -> list[Any]:
 
 async def on_a_terminal(here: Here, *arguments: str, answer: str = "") -> str:
     """Run it on a terminal, and return what is there at the end."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "outboxd", "--config", str(here.file), "backfill", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
-    )
-    os.close(follower)
-    if answer:
-        os.write(leader, f"{answer}\n".encode())
-    shown = await asyncio.to_thread(_read_all, leader)
-    await process.wait()
-    os.close(leader)
-    assert "Traceback" not in shown
-    return shown
-
-
-def _read_all(leader: int) -> str:
-    found = b""
-    while True:
-        try:
-            read = os.read(leader, 65_536)
-        except OSError:  # Linux says so when the last one has closed its end
-            break
-        if not read:
-            break
-        found += read
-    return found.decode(errors="replace")
+    return await terminal.run(here.file, "backfill", *arguments, answer=answer)

@@ -1,0 +1,171 @@
+"""Large tables are not read whole: what is counted of a part is an estimate and says so; what can be exact is."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from outboxd import diagnosis, errors, query
+from outboxd.diagnosis import Bounds
+from outboxd.query import Query, fetch
+from tests.drains import CONTROL, REGION, configure, connected, until
+from tests.psql import rows_of
+
+if TYPE_CHECKING:
+    import asyncpg
+
+CONFIG = configure(REGION, CONTROL)
+OUTBOXES = CONFIG.outboxes
+DEEP, DEEP_ROWS, ROWS = 1, 20_000, 40_000
+SMALL = Bounds(pages=40, rows=500, dead=100_000, counted=2_000, object_rows=1_000)
+
+
+async def fill(connection: asyncpg.Connection) -> int:
+    """Write a deep shard and 4 000 of five messages each, and tell how many pages they take."""
+    await connection.execute(
+        "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier)"
+        " SELECT 0, CASE WHEN n % 2 = 0 THEN $1::int ELSE 1000 + n % 8000 / 2 END, 1 + n % 2, n"
+        " FROM generate_series(1, $2::int) AS n",
+        DEEP,
+        ROWS,
+    )
+    return await pages(connection)
+
+
+async def pages(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT pg_relation_size('outbox') / 8192"))
+
+
+async def ask(connection: asyncpg.Connection, question: Query) -> list[dict[str, Any]]:
+    return await fetch(connection, question, "asking")
+
+
+async def pages_read(connection: asyncpg.Connection, question: Query) -> int:
+    """Tell how many pages of tables and indexes a question touches, each as often as it does."""
+    text, arguments = question.bound()
+    await connection.execute("SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off")
+    explained = json.loads(await connection.fetchval(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {text}", *arguments))
+    plan = explained[0]["Plan"]
+    return int(plan["Shared Hit Blocks"] + plan["Shared Read Blocks"])
+
+
+async def test_a_deep_shard_of_a_large_table_is_estimated_and_a_shallow_one_is_exact(
+    connection: asyncpg.Connection, database: str
+) -> None:
+    assert await fill(connection) > 5 * SMALL.pages
+    question = diagnosis.shards(CONFIG, OUTBOXES, limit=5, bounds=SMALL)
+
+    deep, *shallow = await ask(connection, question)
+
+    assert (deep["shard_identifier"], deep["is_estimate"]) == (DEEP, True)
+    assert deep["depth"] == pytest.approx(DEEP_ROWS, rel=0.4)
+    assert deep["due"] == deep["depth"]
+    assert [(row["depth"], row["is_estimate"]) for row in shallow] == [(5, False)] * 4
+    assert await ask(connection, question) == [deep, *shallow], "asked again, it gives another answer"
+    assert await rows_of(database, question.for_psql()) == [deep, *shallow]
+
+
+async def test_the_depth_of_a_category_and_the_total_are_estimated_and_say_so(
+    connection: asyncpg.Connection, database: str
+) -> None:
+    await fill(connection)
+    question = diagnosis.depth(CONFIG, REGION, 1, bounds=SMALL)
+
+    (category,) = await ask(connection, question)
+    total = await diagnosis.get_total_outbox_count(connection, CONFIG, bounds=SMALL)
+
+    assert category["is_estimate"]
+    assert category["depth"] == pytest.approx(ROWS / 2, rel=0.4)
+    assert total.is_estimate
+    assert total.messages == pytest.approx(ROWS, rel=0.4)
+    assert await rows_of(database, question.for_psql()) == [category]
+
+
+async def test_a_question_reads_a_small_part_of_a_large_table(connection: asyncpg.Connection) -> None:
+    count = await fill(connection)
+    bounds = Bounds(pages=20, rows=50, counted=50, object_rows=50)
+
+    for question in (
+        diagnosis.shards(CONFIG, OUTBOXES, limit=5, bounds=bounds),
+        diagnosis.stuck(CONFIG, OUTBOXES, limit=5, bounds=bounds),
+        diagnosis.depth(CONFIG, REGION, 1, bounds=bounds),
+        diagnosis.messages_of_object(CONFIG, REGION, 1, 7, limit=5, bounds=bounds),
+        diagnosis.messages_of_shard(CONFIG, REGION, 0, DEEP, region=None, limit=5),
+        diagnosis.messages_of_shard(CONFIG, REGION, 0, -1, region=None, limit=5),
+    ):
+        assert await pages_read(connection, question) < count / 2, question.about
+
+
+async def test_a_large_file_with_few_messages_is_counted_exactly(connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute("DELETE FROM outbox WHERE id % 400 <> 0")
+    await connection.execute("VACUUM (TRUNCATE off) outbox")
+
+    rows = await ask(connection, diagnosis.shards(CONFIG, OUTBOXES, limit=1, bounds=SMALL))
+    total = await diagnosis.get_total_outbox_count(connection, CONFIG, bounds=SMALL)
+
+    assert await pages(connection) > 5 * SMALL.pages
+    assert [(row["shard_identifier"], row["depth"], row["is_estimate"]) for row in rows] == [(DEEP, ROWS / 400, False)]
+    assert (total.messages, total.is_estimate) == (ROWS / 400, False)
+
+
+async def test_dead_rows_are_walked_through_up_to_a_bound(connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute("DELETE FROM outbox WHERE id % 400 <> 0")
+
+    async def dead_rows_are_known() -> bool:
+        if connection.get_server_version().major >= 15:
+            await connection.execute("SELECT pg_stat_force_next_flush()")
+        await connection.execute("SELECT pg_stat_clear_snapshot()")
+        return int(await connection.fetchval("SELECT pg_stat_get_dead_tuples('outbox'::regclass)")) > ROWS / 2
+
+    await until(dead_rows_are_known)
+    few = Bounds(pages=SMALL.pages, rows=SMALL.rows, dead=1_000)
+
+    exact = await diagnosis.get_total_outbox_count(connection, CONFIG, bounds=SMALL)
+    estimate = await diagnosis.get_total_outbox_count(connection, CONFIG, bounds=few)
+
+    assert (exact.messages, exact.is_estimate) == (ROWS / 400, False)
+    assert estimate.is_estimate
+    assert await pages_read(connection, diagnosis.depth(CONFIG, REGION, 1, bounds=few)) < 2 * SMALL.pages
+
+
+async def test_the_depth_of_a_stuck_shard_is_counted_up_to_a_bound(connection: asyncpg.Connection) -> None:
+    await fill(connection)
+    await connection.execute(
+        "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, category, object_identifier, message_id)"
+        " SELECT 'region', 0, shard_identifier::text, 1, '1', min(id) FROM outbox WHERE shard_identifier < 1003"
+        " GROUP BY shard_identifier"
+    )
+
+    rows = await ask(connection, diagnosis.stuck(CONFIG, OUTBOXES, limit=20, bounds=SMALL))
+
+    found = {row["shard_identifier"]: (row["depth"], row["is_at_least"]) for row in rows}
+    assert found == {DEEP: (100, True), 1000: (5, False), 1001: (5, False), 1002: (5, False)}
+
+
+async def test_an_object_is_looked_for_among_the_newest_messages(connection: asyncpg.Connection) -> None:
+    await fill(connection)
+
+    new = await ask(connection, diagnosis.messages_of_object(CONFIG, REGION, 1, ROWS, limit=5, bounds=SMALL))
+    old = await ask(connection, diagnosis.messages_of_object(CONFIG, REGION, 1, 2, limit=5, bounds=SMALL))
+    far = await ask(connection, diagnosis.messages_of_object(CONFIG, REGION, 1, 2, limit=5))
+
+    assert [row["object_identifier"] for row in new + far] == [ROWS, 2]
+    assert old == []
+
+
+async def test_a_question_ends_after_its_time_and_says_what_else_there_is(
+    connection: asyncpg.Connection, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "TIMEOUT_S", 0.2)
+    async with connected(database) as other, other.transaction():
+        await other.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+
+        with pytest.raises(errors.StatementFailed) as raised:
+            await ask(connection, diagnosis.shards(CONFIG, OUTBOXES, limit=5))
+
+    assert raised.value.sqlstate == "57014"
+    assert "what --sql prints" in raised.value.hint
