@@ -87,21 +87,22 @@ async def test_a_database_that_is_away_not_migrated_or_incomplete(
 
 
 async def test_a_missing_privilege_is_answered_with_its_grant(trouble: Trouble, connection: asyncpg.Connection) -> None:
-    await connection.execute("DROP ROLE IF EXISTS onlooker; CREATE ROLE onlooker LOGIN")
-    dsn = trouble.dsn.replace("postgresql://outbox@", "postgresql://onlooker@")
-    await connection.execute("GRANT USAGE ON SCHEMA outboxd TO onlooker; GRANT SELECT ON outboxd.migration TO onlooker")
+    role = f"onlooker_{os.getpid()}"  # roles belong to the server, not to the database
+    dsn = re.sub(r"//[^@/]*@", f"//{role}@", trouble.dsn)
+    await connection.execute(f"CREATE ROLE {role} LOGIN")
+    await connection.execute(f"GRANT USAGE ON SCHEMA outboxd TO {role}; GRANT SELECT ON outboxd.migration TO {role}")
     try:
         for arguments in COMMANDS:
             said = await refused(trouble, *arguments, code=78, OUTBOX_DSN=dsn)
-            assert "GRANT SELECT ON public.outbox TO onlooker;" in said
-            assert "GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO onlooker;" in said
-        await connection.execute("GRANT SELECT ON outbox, control_outbox TO onlooker")
-        await connection.execute("GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO onlooker")
+            assert f"GRANT SELECT ON public.outbox TO {role};" in said
+            assert f"GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO {role};" in said
+        await connection.execute(f"GRANT SELECT ON outbox, control_outbox TO {role}")
+        await connection.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO {role}")
         for arguments in COMMANDS:
             done = await run(*arguments, config=trouble.file, env={"OUTBOX_DSN": dsn})
             assert (done.returncode, done.stderr) == (0, "")
     finally:
-        await connection.execute("DROP OWNED BY onlooker; DROP ROLE onlooker")
+        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
 
 
 async def test_a_reader_who_leaves_early_is_no_error(trouble: Trouble) -> None:
