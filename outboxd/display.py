@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import sys
 from collections.abc import Sequence
@@ -49,6 +50,17 @@ def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: I
     for row in cells:
         table.add_row(*map(Text, row))
     Console(highlight=False).print(table)
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a count and what it counts, a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def moment(when: dt.datetime | str) -> str:
+    """Write a time, as the driver has it or as JSON has it, in UTC to the second."""
+    found = dt.datetime.fromisoformat(when) if isinstance(when, str) else when
+    return f"{found.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def duration(seconds: float | None) -> str:
