@@ -130,7 +130,7 @@ def _off(config: Config, one: Stuck, off: Sequence[Row]) -> list[str]:
         for row in off
         if row["in_force"]
         and (
-            target.overlaps(row)
+            (target.overlaps(row) and row["region_name"] in (None, target.region_name))
             or (row["kind"] == "outbox" and row["outbox"] == one.outbox.name)
             or (row["kind"] == "category" and row["category"] in mine)
         )
