@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from outboxd import choose, contract, inspection, sql
+from outboxd import choose, contract, errors, inspection, sql
 from outboxd.outbox import renderer_of
 
 if TYPE_CHECKING:
@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 _STATEMENTS = sql.load("acts.sql")
 
 SHARDS_MAX = 100_000
+
+
+class Stuck(NamedTuple):
+    """A shard that has a failure, and where it lies."""
+
+    outbox: OutboxConfig
+    table: Table
+    shard: ShardKey
+
+    @property
+    def columns(self) -> dict[str, Any]:
+        """The shard's columns by name; `region_name` is None where the outbox has none."""
+        return {"region_name": None, **dict(zip(self.table.shard_columns, self.shard, strict=True))}
+
+    def name(self, config: Config) -> str:
+        """Name it for people: scope, identifier and region; the outbox where there are several."""
+        columns = self.columns
+        scopes = {scope.value: name for name, scope in config.scopes.items()}
+        scope, region = columns["shard_scope"], columns["region_name"]
+        where = f" of outbox {self.outbox.name}" if len(config.outboxes) > 1 else ""
+        return f"{scopes.get(scope, scope)} {columns['shard_identifier']}{f' in {region}' if region else ''}{where}"
 
 
 def shard_of(table: Table, scope: int, identifier: str, region: str | None) -> ShardKey:
@@ -76,3 +97,51 @@ async def failing_shards(
         rows = await connection.fetch(statement, outbox.name, only, SHARDS_MAX)
     has_region = contract.has_region(outbox)
     return [shard_of(table, row[0], row[1], row[2] if has_region else None) for row in rows]
+
+
+async def has_messages(connection: asyncpg.Connection, config: Config, one: Stuck) -> bool:
+    """Tell whether anything waits in a shard; one index probe."""
+    statement = renderer_of(one.table, config.schema).render(_STATEMENTS["has_messages"])
+    with inspection.translated(f"looking at a shard of outbox {one.outbox.name}"):
+        found: bool = await connection.fetchval(statement, *one.shard)
+    return found
+
+
+async def find_stuck(
+    connection: asyncpg.Connection,
+    config: Config,
+    outboxes: Sequence[OutboxConfig],
+    categories: Sequence[int] | None = None,
+    wanted: Callable[[Stuck], bool] = lambda _: True,
+) -> tuple[list[Stuck], list[errors.OutboxdError]]:
+    """
+    Find the shards that have a failure.
+
+    Args:
+        connection: Anybody's.
+        config: Schema.
+        outboxes: Where to look.
+        categories: Only with a failure in one of these; None: every one.
+        wanted: Only those for which it says so.
+
+    Returns:
+        The shards, and what is wrong with outboxes that could not be looked at: the others do not wait for them (I14).
+    """
+    found: list[Stuck] = []
+    problems: list[errors.OutboxdError] = []
+    for outbox in outboxes:
+        try:
+            table = await inspection.inspect_table(connection, outbox)
+            shards = await failing_shards(connection, config, outbox, table, categories)
+        except (errors.SchemaError, errors.StatementFailed, errors.InvalidOutboxError) as exc:
+            problems.append(exc)
+        else:
+            found += filter(wanted, (Stuck(outbox, table, shard) for shard in shards))
+    return found, problems
+
+
+async def retry_shards(
+    connection: asyncpg.Connection, config: Config, stuck: Sequence[Stuck], categories: Sequence[int] | None = None
+) -> int:
+    """Make shards due now, one after another, each in a transaction of its own; returns how many messages moved."""
+    return sum([await retry_shard(connection, config, one.outbox, one.table, one.shard, categories) for one in stuck])

@@ -199,8 +199,9 @@ def explain(backfill: Backfill, walker: Walker) -> str:
 def _explain_pause(backfill: Backfill, model: ModelConfig) -> str:
     if not backfill.config.backfill.backfills_per_minute:
         return "backfills_per_minute is 0"
-    if backfill.switchboard.gates.is_paused(model.table):
-        return "a row of kind backfill in outboxd.pause"
+    pauses = backfill.switchboard.gates.pauses_of(model.table)
+    if pauses:
+        return "; ".join(pause.about() for pause in pauses)
     if model.outbox in backfill.switchboard.now.outboxes:
         return f"outbox {model.outbox} is switched off"
     return f"category {model.category} is switched off"

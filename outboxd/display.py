@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 import sys
@@ -87,6 +88,17 @@ def one_line(text: str, characters_max: int | None = None) -> str:
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a count and what it counts, a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def moment(when: dt.datetime | str) -> str:
+    """Write a time, as the driver has it or as JSON has it, in UTC to the second."""
+    found = dt.datetime.fromisoformat(when) if isinstance(when, str) else when
+    return f"{found.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def duration(seconds: float | None) -> str:

@@ -262,7 +262,7 @@ class Daemon:
         _log.info("config.reloaded", source=str(loaded.source or ""))
 
     async def _summarise(self) -> NoReturn:
-        """One line a minute: what was done since the last one."""
+        """Two lines a minute: what was done since the last one; what is switched off, while something is."""
         before = self._pipeline.totals()
         while True:
             await asyncio.sleep(SUMMARY_INTERVAL_S)
@@ -270,6 +270,9 @@ class Daemon:
             done = {key: now[key] - before[key] for key in now}
             before = now
             _log.info("drain.summary", **done)
+            off = self._pipeline.switchboard.switched_off()
+            if off:
+                _log.warning("drain.switched_off", **off)
             self._manager.status(", ".join(f"{key} {count}" for key, count in done.items()) + " in the last minute")
 
 

@@ -159,7 +159,7 @@ class Collector:
         off.add_metric(["shard"], len(switches.shards))
         off.add_metric(["category"], len(switches.categories))
         off.add_metric(["outbox"], len(switches.outboxes))
-        off.add_metric(["backfill"], len(gates.paused))
+        off.add_metric(["backfill"], len(gates.named()))
         yield off
 
     def _backfills(self) -> Iterator[Metric]:

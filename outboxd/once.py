@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import sys
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 import msgspec
@@ -19,6 +19,8 @@ from outboxd.stall import StallWatch
 from outboxd.stopping import EXIT_HARD_STOP, Stopper
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from outboxd.registry import Registry
 
 
@@ -40,13 +42,19 @@ class Summary:
         """Whether there is nothing that somebody should hear of."""
         return not self.failed_shards and not self.buried
 
-    def text(self) -> str:
-        """Write it for people."""
+    def text(self, off: Mapping[str, Any]) -> str:
+        """
+        Write it for people.
+
+        Args:
+            off: What is switched off, as `SwitchBoard.switched_off` has it.
+        """
         walked = ", ".join(f"{rows} rows of {table}" for table, rows in self.backfilled.items())
         return (
             f"delivered {self.delivered}, coalesced {self.coalesced}, buried {self.buried} in {self.seconds:.1f} s\n"
             f"shards: {self.failed_shards} failed, {self.skipped_shards} switched off, {self.remaining_due} still due"
             + (f"\nbackfilled {walked}" if walked else "")
+            + (f"\nswitched off: {_in_words(off)}" if off else "")
         )
 
 
@@ -86,7 +94,7 @@ async def drain_once(
     if json_output:
         click.echo(msgspec.json.encode(summary).decode())
     elif ran and not (quiet and summary.all_went_well):
-        click.echo(summary.text())
+        click.echo(summary.text(pipeline.switchboard.switched_off()))
     for branch in pipeline.branches:
         if branch.error is not None:
             raise branch.error
@@ -109,6 +117,14 @@ def _subject(loaded: Loaded) -> str:
     """Tell one configuration from another, for the lock that keeps two runs of the same apart."""
     outboxes = [(outbox.name, outbox.table) for outbox in loaded.config.outboxes]
     return f"{loaded.config.silo_mode} {loaded.config.schema} {outboxes}"
+
+
+def _in_words(off: Mapping[str, Any]) -> str:
+    shards = list(off["first_shards"])
+    if off["shards"] > len(shards):
+        shards.append(f"{off['shards'] - len(shards):,} more")
+    kinds = {"outbox": off["outboxes"], "category": off["categories"], "shard": shards, "backfill of": off["backfills"]}
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names)
 
 
 def _summary(pipeline: Pipeline, seconds: float) -> Summary:

@@ -7,25 +7,55 @@ while its messages are read, and before a delivery (I11).
 
 from __future__ import annotations
 
-import json
-import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import structlog
 
-from outboxd import sql, suggest
+from outboxd import display, option_keys, sql
+from outboxd.option_keys import canonical
 from outboxd.session import Session
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from outboxd.config import Config
 
 log = structlog.get_logger()
 
 REFRESH_INTERVAL_S = 2.0
+SHARDS_NAMED_MAX = 5
 
 _STATEMENTS = sql.load("options.sql")
+
+
+class Pause(NamedTuple):
+    """One row of `outboxd.pause` that counts now, with the columns of the statement `pauses`."""
+
+    id: int
+    kind: str
+    outbox: str | None
+    category: int | None
+    shard_scope: int | None
+    shard_identifier: str | None
+    region_name: str | None
+    table_name: str | None
+    author: str | None
+    reason: str | None
+    expires_at: dt.datetime | None
+
+    def about(self) -> str:
+        """Say by whom, why, and until when."""
+        return about(f"pause {self.id}", self.author, self.reason, self.expires_at)
+
+
+def about(what: str, author: str | None, reason: str | None, until: dt.datetime | str | None) -> str:
+    """Say of a pause or an option by whom it is, why, and until when."""
+    by = f" by {author}" if author else ""
+    end = f", until {display.moment(until)}" if until else ""
+    why = f": {' '.join(reason.split())}" if reason else ""
+    return f"{what}{by}{end}{why}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +74,22 @@ class Switches:
         """Whether this shard is switched off."""
         if not self.shards:
             return False
-        text = str(identifier)
+        text = canonical(identifier)
         return (scope, text, region) in self.shards or (scope, text, None) in self.shards
+
+    def named(self, config: Config) -> dict[str, list[str]]:
+        """Name what is off, in order; an empty list where nothing of a kind is."""
+        scopes = {scope.value: name for name, scope in config.scopes.items()}
+        categories = {category.value: name for name, category in config.categories.items()}
+        ordered = sorted((scopes.get(scope, str(scope)), len(key), key, region) for scope, key, region in self._flat())
+        return {
+            "outboxes": sorted(self.outboxes),
+            "categories": sorted(categories.get(number, str(number)) for number in self.categories),
+            "shards": [f"{scope} {key}{f' in {region}' if region else ''}" for scope, _, key, region in ordered],
+        }
+
+    def _flat(self) -> Iterable[tuple[int, str, str]]:
+        return ((scope, key, region or "") for scope, key, region in self.shards)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,16 +100,20 @@ class Gates:
     Attributes:
         versions: Highest version that a table may be walked with.
         regions: To which a table's walk is limited.
-        paused: Tables whose walk is paused; None among them: all.
+        pauses: Of walks; without a table name, of every one.
     """
 
     versions: dict[str, int] = field(default_factory=dict)
     regions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    paused: frozenset[str | None] = frozenset()
+    pauses: tuple[Pause, ...] = ()
 
-    def is_paused(self, table: str) -> bool:
-        """Whether the walk of this table is paused."""
-        return table in self.paused or None in self.paused
+    def pauses_of(self, table: str) -> list[Pause]:
+        """Return the pauses that hold the walk of this table, oldest first."""
+        return [pause for pause in self.pauses if pause.table_name in (None, table)]
+
+    def named(self) -> list[str]:
+        """Name the tables whose walk is paused, in order; `every table` for all of them."""
+        return sorted({pause.table_name or "every table" for pause in self.pauses})
 
 
 NOTHING_OFF = Switches()
@@ -97,12 +145,16 @@ class SwitchBoard:
         Raises:
             StoreUnavailable, SchemaError, StatementFailed: They stay as they were.
         """
-        options = await self.session.fetch("reading options", self._sql["options"])
-        pauses = await self.session.fetch("reading pauses", self._sql["pauses"])
+        rows = await self.session.fetch("reading options", self._sql["options"])
+        pauses = [Pause(*row) for row in await self.session.fetch("reading pauses", self._sql["pauses"])]
         complaints: set[str] = set()
-        values = {row[0]: row[1] for row in options}
-        switches = self._combine(values, [tuple(row) for row in pauses], complaints)
-        self.gates = self._gates(values, frozenset(row[6] for row in pauses if row[0] == "backfill"), complaints)
+        options = _Options(self.config, {row[0]: row[1] for row in rows}, complaints)
+        switches = _add_up(options, pauses)
+        self.gates = Gates(
+            versions=options.by_table("version"),
+            regions={table: tuple(names) for table, names in options.by_table("regions").items()},
+            pauses=tuple(pause for pause in pauses if pause.kind == "backfill"),
+        )
         for complaint in sorted(complaints - self._complaints):
             log.warning("options.ignored", problem=complaint)
         self._complaints = complaints
@@ -115,79 +167,64 @@ class SwitchBoard:
             )
             self.now = switches
 
+    def switched_off(self) -> dict[str, Any]:
+        """Return what is off now, as the log says it: names, a count of shards and the first of them; or nothing."""
+        if self.now == NOTHING_OFF and not self.gates.pauses:
+            return {}
+        named = self.now.named(self.config)
+        shards = named.pop("shards")
+        first = shards[:SHARDS_NAMED_MAX]
+        return {**named, "shards": len(shards), "first_shards": first, "backfills": self.gates.named()}
+
     async def close(self) -> None:
         """Close the session."""
         await self.session.close()
 
-    def _combine(self, options: dict[str, str], pauses: Iterable[tuple[Any, ...]], complaints: set[str]) -> Switches:
-        """Add options and pauses up: neither overwrites the other. What means nothing is added to *complaints*."""
-        config = self.config
-        outboxes = _names(options, "outbox.disabled_outboxes", {o.name for o in config.outbox}, complaints)
-        names = _names(options, "outbox.disabled_categories", set(config.categories), complaints)
-        categories = {config.categories[name].value for name in names}
-        shards: set[tuple[int, str, str | None]] = set()
-        for name, scope in config.scopes.items():
-            key = scope.disabled_shards_option or f"outbox.disabled_shards.{name}"
-            shards |= {(scope.value, _canonical(identifier), None) for identifier in _list_of(options, key, complaints)}
-        for kind, outbox, category, scope_value, identifier, region, _table in pauses:
-            if kind == "outbox":
-                outboxes.add(outbox)
-            elif kind == "category":
-                categories.add(category)
-            elif kind == "shard":
-                shards.add((scope_value, _canonical(identifier), region))
-        if not (outboxes or categories or shards):
-            return NOTHING_OFF
-        return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))
 
-    def _gates(self, options: dict[str, str], paused: frozenset[str | None], complaints: set[str]) -> Gates:
-        versions: dict[str, int] = {}
-        regions: dict[str, tuple[str, ...]] = {}
-        for table in (model.table for model in self.config.model):
-            key = f"outbox_replication.{table}.replication_version"
-            if key in options:
-                versions[table] = _version(options, key, complaints)
-            key = f"outbox_replication.{table}.backfill.target_regions"
-            if key in options:
-                regions[table] = tuple(str(name) for name in _list_of(options, key, complaints))
-        return Gates(versions, regions, paused)
+class _Options:
+    """The options that are set, read by key; what means nothing is added to *complaints*."""
 
+    def __init__(self, config: Config, values: Mapping[str, str], complaints: set[str]) -> None:
+        self.config = config
+        self._read: list[tuple[option_keys.Key, Any]] = []
+        for name, key in option_keys.known(config).items():
+            if name in values:
+                meaning, problems = key.read(values[name])
+                consequence = "; the walk waits" if key.kind == "version" else ""
+                complaints.update(problem + consequence for problem in problems)
+                self._read.append((key, meaning))
 
-def _version(options: dict[str, str], key: str, complaints: set[str]) -> int:
-    """Read a version; what is none holds the walk back, because somebody meant to gate it."""
-    try:
-        value = json.loads(options[key])
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    complaints.add(f"{key}: expected a whole number, got {options[key][:60]}; the walk waits")
-    return 0
+    def names(self, kind: option_keys.Kind) -> set[str]:
+        """Return what the lists of a kind name."""
+        return {name for key, names in self._read if key.kind == kind for name in names}
+
+    def shards(self) -> set[tuple[int, str, str | None]]:
+        """Return the shards, as `Switches` has them: of every region."""
+        return {
+            (scope, identifier, None)
+            for key, identifiers in self._read
+            if key.kind == "shard"
+            for scope in key.scopes
+            for identifier in identifiers
+        }
+
+    def by_table(self, kind: option_keys.Kind) -> dict[str, Any]:
+        """Return what the options of a kind say of each table."""
+        return {key.table: meaning for key, meaning in self._read if key.kind == kind}
 
 
-def _canonical(identifier: Any) -> str:
-    """Write an identifier as PostgreSQL does: a uuid in lower case with dashes, a whole number without a point."""
-    if isinstance(identifier, float) and identifier.is_integer():
-        return str(int(identifier))
-    try:
-        return str(uuid.UUID(str(identifier)))
-    except ValueError:
-        return str(identifier)
-
-
-def _names(options: dict[str, str], key: str, known: set[str], complaints: set[str]) -> set[str]:
-    names = {str(name) for name in _list_of(options, key, complaints)}
-    complaints |= {f"{key}: unknown name {name}{suggest.nearest(name, known)}" for name in names - known}
-    return names & known
-
-
-def _list_of(options: dict[str, str], key: str, complaints: set[str]) -> list[Any]:
-    """Read a list option; anything else switches nothing off, and is complained of."""
-    try:
-        value = json.loads(options.get(key, "[]"))
-    except (ValueError, RecursionError):
-        value = None
-    if isinstance(value, list):
-        return value
-    complaints.add(f"{key}: expected a JSON list, got {options[key][:60]}")
-    return []
+def _add_up(options: _Options, pauses: Sequence[Pause]) -> Switches:
+    """Add options and pauses up: neither overwrites the other."""
+    outboxes = options.names("outbox")
+    categories = {options.config.categories[name].value for name in options.names("category")}
+    shards = options.shards()
+    for pause in pauses:
+        if pause.kind == "outbox" and pause.outbox is not None:
+            outboxes.add(pause.outbox)
+        elif pause.kind == "category" and pause.category is not None:
+            categories.add(pause.category)
+        elif pause.kind == "shard" and pause.shard_scope is not None:
+            shards.add((pause.shard_scope, canonical(pause.shard_identifier), pause.region_name))
+    if not (outboxes or categories or shards):
+        return NOTHING_OFF
+    return Switches(frozenset(outboxes), frozenset(categories), frozenset(shards))

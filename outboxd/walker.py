@@ -173,7 +173,7 @@ class Walker:
         switches = self._switchboard.now
         return (
             not self._rate
-            or self._switchboard.gates.is_paused(self.table)
+            or bool(self._switchboard.gates.pauses_of(self.table))
             or self.model.outbox in switches.outboxes
             or self._category in switches.categories
         )

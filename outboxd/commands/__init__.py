@@ -44,6 +44,10 @@ COMMANDS = {
     "depth": "Show how many messages of one category wait.",
     "object": "Show the messages about one object.",
     "health": "Ask the running daemon whether it works.",
+    "options": "Show, set and unset run-time options.",
+    "pause": "Switch off a shard, category, outbox or backfill, or show what is off.",
+    "resume": "End pauses.",
+    "retry": "Make what waits in a shard, or in all stuck shards, due now.",
     "backfill": "Show backfills of existing tables, plan them, run and steer them.",
     "demo": "Show outboxd at work on a database of its own.",
 }

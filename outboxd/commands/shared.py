@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 import click
 import msgspec
 
-from outboxd import errors
+from outboxd import choose, errors
+from outboxd.switching import By, account
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -29,6 +30,40 @@ def with_reason(function: Decorated) -> Decorated:
     expires = click.option("--expires", metavar="DURATION", help="End by itself: 90s, 15m, 2h, 3d. Default: never.")
     reason = click.option("--reason", metavar="TEXT", help="Why; shown wherever this is.")
     return reason(expires(function))
+
+
+with_author = click.option("--author", metavar="NAME", help="Who; default: your account.")
+
+
+def with_target(function: Decorated) -> Decorated:
+    """Add what names one thing that can be paused; `switching.choose_target` takes these arguments."""
+    options = (
+        click.option("--scope", metavar="SCOPE", help="With --shard: its scope, by name or number."),
+        click.option("--shard", metavar="ID", help="One shard, in every outbox."),
+        click.option("--region", metavar="NAME", help="With --shard: only in this region."),
+        click.option("--category", metavar="CATEGORY", help="One category, by name or number, in every outbox."),
+        click.option("--outbox", metavar="NAME", help="One outbox."),
+        click.option("--backfill", metavar="TABLE", help="The backfill of one table."),
+        click.option("--backfill-all", is_flag=True, help="The backfills of all tables."),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+def by(reason: str | None, expires: str | None, author: str | None = None) -> By:
+    """
+    Read --reason, --expires and --author.
+
+    Raises:
+        UsageError: The duration is none.
+        InvalidOutboxError: A text that PostgreSQL cannot store.
+    """
+    return By(
+        author=choose.parse_text(author, "--author") if author else account(),
+        reason=choose.parse_text(reason, "--reason") if reason else None,
+        expires=None if expires is None else choose.parse_duration(expires, "--expires"),
+    )
 
 
 def refuse_both(*, as_json: bool, as_sql: bool) -> None:

@@ -42,6 +42,13 @@ moved AS (
 )
 SELECT count(*) AS moved FROM moved
 
+-- name: has_messages
+-- Whether anything waits in a shard.
+-- $1 ...           the shard
+-- returns          one boolean
+-- index            (<sharding columns>, id)
+SELECT EXISTS (SELECT FROM {table} AS o WHERE {is_shard:o_1}) AS found
+
 -- name: failing_shards
 -- The shards that hold back something that failed, the one that waits longest first.
 -- $1 text          outbox

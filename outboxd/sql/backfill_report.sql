@@ -114,12 +114,14 @@ SELECT
         FROM {schema}.pause AS pause
         WHERE pause.kind = 'backfill'
             AND (pause.table_name IS NULL OR pause.table_name = model.table_name)
+            AND pause.created_at <= now()
             AND (pause.expires_at IS NULL OR pause.expires_at > now())
     ) AS paused
 FROM (VALUES {models}) AS model (table_name, replication_version)
 LEFT JOIN {schema}.backfill_watermark AS mark ON mark.table_name = model.table_name
 LEFT JOIN {schema}.option AS gate
     ON gate.key = 'outbox_replication.' || model.table_name || '.replication_version'
+    AND gate.updated_at <= now()
     AND (gate.expires_at IS NULL OR gate.expires_at > now())
 LEFT JOIN LATERAL (
     SELECT sum(spending.messages) AS messages

@@ -85,6 +85,7 @@ off AS MATERIALIZED (
         FROM {schema}.pause
         WHERE kind IN ('outbox', 'shard', 'category')
             AND (kind <> 'outbox' OR outbox = {outbox})
+            AND created_at <= now()
             AND (expires_at IS NULL OR expires_at > now())
         UNION ALL
         SELECT
@@ -104,7 +105,8 @@ off AS MATERIALIZED (
         CROSS JOIN LATERAL jsonb_array_elements(
             CASE jsonb_typeof(option.value) WHEN 'array' THEN option.value ELSE '[]' END
         ) AS listed (item)
-        WHERE (option.expires_at IS NULL OR option.expires_at > now())
+        WHERE option.updated_at <= now()
+            AND (option.expires_at IS NULL OR option.expires_at > now())
             AND (known.kind = 'shard' OR known.name = item #>> '{}')
     ) AS switched (kind, shard_scope, identifier, region_name, category, because, until)
 )

@@ -134,7 +134,7 @@ class TestStatus:
         assert (gated["condition"], gated["target"], gated["rows_left"]) == ("waiting", 0, 5)
         assert gated["explanation"] == f"option {VERSION_OPTION} is 0; version 1 waits for it"
         assert (regionless["condition"], REGIONS_OPTION in regionless["explanation"]) == ("waiting", True)
-        assert (paused["condition"], paused["explanation"]) == ("paused", "a row of kind backfill in outboxd.pause")
+        assert (paused["condition"], paused["explanation"]) == ("paused", "pause 1")
         assert (off["condition"], off["explanation"]) == ("paused", "outbox region is switched off")
         assert category_off["explanation"] == "category MEMBER is switched off"
 

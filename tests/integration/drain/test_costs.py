@@ -285,6 +285,24 @@ async def test_a_failing_deep_shard_costs_a_probe_and_not_its_depth(
     assert max(reading) < 30
 
 
+async def test_a_paused_deep_shard_costs_a_probe_a_pass_and_is_never_read(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 100_000)
+    await connection.execute("INSERT INTO outboxd.pause (kind, shard_scope, shard_identifier) VALUES ('shard', 0, '1')")
+    async with draining(database, Recorder()) as pipeline:
+        await until(lambda: pipeline.branches[0].outbox is not None)
+        outbox, scheduler = pipeline.branches[0].outbox, pipeline.branches[0].scheduler
+        assert outbox is not None
+        assert scheduler is not None
+        with counted(outbox.finding) as finding, counted(outbox.reading) as reading:
+            passes = scheduler.finder.passes
+            await until(lambda: scheduler.finder.passes >= passes + 3)
+
+    assert 0 < max(finding) < 30
+    assert reading == []
+
+
 async def test_an_idle_daemon_hardly_touches_a_backlog_in_backoff(
     database: str, connection: asyncpg.Connection
 ) -> None:

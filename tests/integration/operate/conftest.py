@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.integration.operate.switched import Here
 from tests.trouble import Trouble, troubled
 
 if TYPE_CHECKING:
@@ -23,3 +24,10 @@ def template(migrated: str) -> str:
 async def trouble(database: str, tmp_path: Path) -> AsyncIterator[Trouble]:
     async with troubled(database, tmp_path) as made:
         yield made
+
+
+@pytest.fixture
+def here(tmp_path: Path, database: str) -> Here:
+    made = Here(tmp_path, database)
+    made.configure()
+    return made

@@ -1,0 +1,162 @@
+"""`outboxd options`: what can be set while daemons run."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outboxd import access, choose, display, log, query, setting
+from outboxd.commands import shared
+from outboxd.options import about
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from outboxd.commands import Context
+    from outboxd.load import Loaded
+    from outboxd.switching import By, Row
+
+_log = log.get()
+
+NOT_SET = 1
+
+
+@click.group(name="options")
+def command() -> None:
+    """
+    Look at options, set and unset them.
+
+    Daemons obey within five seconds, without a restart; an --once run, as it starts.
+    """
+
+
+@command.command(name="list")
+@click.option("--all", "unset_too", is_flag=True, help="Also the options that are not set.")
+@shared.with_json
+@shared.with_sql
+@click.pass_obj
+def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> None:
+    """Show the options that are set: value, who, when, why, until when, and what is wrong with it."""
+    shared.refuse_both(as_json=as_json, as_sql=as_sql)
+    loaded = context.load()
+    asked = setting.options_query(loaded.config, unset_too=unset_too)
+    if as_sql:
+        click.echo(asked.for_psql(), nl=False)
+        return
+    rows = asyncio.run(_list(loaded, asked))
+    if as_json:
+        shared.echo_json(rows)
+    elif rows:
+        click.echo("\n".join(line for row in rows for line in _lines(row)))
+    else:
+        click.echo("no option is set")
+
+
+@command.command(name="get")
+@click.argument("key")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object: value, state, who, why, and when.")
+@click.pass_obj
+def get(context: Context, *, key: str, as_json: bool) -> int:
+    """
+    Print the value of KEY, as JSON.
+
+    Exit code 1 when it is not set, or does not count (any more).
+    """
+    row = asyncio.run(_find(context.load(), key))
+    if as_json:
+        shared.echo_json(row)
+    elif row["state"] != "not set":
+        click.echo(_json(row["value"]))
+    if row["state"] != "in force":
+        click.echo(f"{key} is {row['state']}", err=True)
+    return 0 if row["state"] == "in force" else NOT_SET
+
+
+@command.command(name="set")
+@click.argument("key")
+@click.argument("value", metavar="JSON")
+@shared.with_reason
+@shared.with_author
+@click.pass_obj
+def set_(
+    context: Context, *, key: str, value: str, reason: str | None, expires: str | None, author: str | None
+) -> None:
+    """
+    Set KEY to a JSON value; - reads standard input, @FILE a file.
+
+    What it was, with its reason and its end, is replaced. With --expires it is set for that long.
+    """
+    by = shared.by(reason, expires, author)
+    text = choose.read_json(value, "the value")
+    assert text is not None
+    row, before = asyncio.run(_set(context.load(), key, text, by))
+    was = "" if before["state"] == "not set" else f" (was: {_json(before['value'])}, {before['state']})"
+    label = f"{key} = {_json(row['value'])}"
+    click.echo(about(label, row["updated_by"], row["reason"], row["expires_at"]) + was)
+
+
+@command.command(name="unset")
+@click.argument("key")
+@shared.with_reason
+@click.pass_obj
+def unset(context: Context, *, key: str, reason: str | None, expires: str | None) -> int:
+    """
+    Unset KEY.
+
+    With --expires, for that long: the value comes back by itself. The --reason goes to the log, because there is no row
+    that it could stand in. Exit code 1 when it was not set.
+    """
+    by = shared.by(reason, expires)
+    if not asyncio.run(_unset(context.load(), key, by)):
+        click.echo(f"{key} is not set", err=True)
+        return NOT_SET
+    click.echo(f"{key} is unset{f'; it comes back after {expires}' if expires else ''}")
+    if by.reason:
+        _log.info("option.unset", key=key, reason=by.reason, author=by.author, expires=expires)
+    return 0
+
+
+def _lines(row: Row) -> Iterator[str]:
+    """Write one option; below each other, because keys and values are long."""
+    if row["state"] == "not set":
+        yield f"{row['key']} is not set"
+        return
+    yield f"{row['key']} = {_json(row['value'])}"
+    tense = "again from" if row["state"] == "lifted" else "since"
+    yield "  " + about(
+        f"{row['state']}, {tense} {display.moment(row['updated_at'])}",
+        row["updated_by"],
+        row["reason"],
+        row["expires_at"],
+    )
+    if row["problem"]:
+        yield f"  has no effect, or not all of it has: {row['problem']}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+async def _list(loaded: Loaded, asked: query.Query) -> list[dict[str, Any]]:
+    async with access.opened(loaded, "reader", name="option") as connection:
+        return await query.fetch(connection, asked, "reading options")
+
+
+async def _find(loaded: Loaded, key: str) -> Row:
+    async with access.opened(loaded, "reader", name="option") as connection:
+        return await setting.find_option(connection, loaded.config, key)
+
+
+async def _set(loaded: Loaded, key: str, text: str, by: By) -> tuple[Row, Row]:
+    async with access.opened(loaded, "operator", name="option") as connection:
+        before = await setting.find_option(connection, loaded.config, key)
+        await setting.set_option(connection, loaded.config, key, text, by)
+        return await setting.find_option(connection, loaded.config, key), before
+
+
+async def _unset(loaded: Loaded, key: str, by: By) -> bool:
+    async with access.opened(loaded, "operator", name="option") as connection:
+        return await setting.unset_option(connection, loaded.config, key, by)

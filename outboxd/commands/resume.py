@@ -1,0 +1,162 @@
+"""`outboxd resume`: end pauses, and say what still holds."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from outboxd import access, acts, display, errors, log, setting, switching
+from outboxd.commands import shared
+from outboxd.switching import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    import asyncpg
+
+    from outboxd.commands import Context
+    from outboxd.config import Config
+    from outboxd.load import Loaded
+    from outboxd.switching import By, Row
+
+_log = log.get()
+
+_LISTED = "`outboxd pause --list` shows what is off."
+
+
+@click.command(name="resume")
+@click.argument("ids", nargs=-1, type=click.IntRange(1, 2**63 - 1), metavar="[ID]...")
+@shared.with_target
+@click.option("--all", "everything", is_flag=True, help="Every pause; asks first.")
+@click.option("--now", is_flag=True, help="Also make due what waits for its next try.")
+@shared.with_reason
+@shared.with_yes
+@click.pass_obj
+def command(
+    context: Context,
+    /,
+    *,
+    ids: tuple[int, ...],
+    everything: bool,
+    now: bool,
+    reason: str | None,
+    expires: str | None,
+    yes: bool,
+    **names: Any,
+) -> None:
+    """
+    End pauses, by their IDs or by what they cover.
+
+    Daemons obey within five seconds. What is due goes out then; what is in backoff keeps its time, unless --now.
+    A shard without --region ends its pauses in every region, --backfill-all those of every table.
+
+    With --expires it is resumed for that long: the pauses come back by themselves, unless they have expired. The
+    --reason goes to the log, because there is no row that it could stand in.
+
+    Exit code 1 when there was no such pause, or when what was named is still off by something else; that is said.
+    """
+    loaded = context.load()
+    target = switching.choose_target(loaded.config, **names)
+    if (target is not None) + bool(ids) + everything != 1:
+        raise errors.UsageError(
+            "what is to be resumed?", hint=f"Name IDs, or one thing as for `outboxd pause`, or --all. {_LISTED}"
+        )
+    if now and target is not None and target.kind == "backfill":
+        raise errors.UsageError("--now makes messages due: a backfill has none that wait")
+    by = shared.by(reason, expires)
+    if everything and not yes:
+        shared.ask("End every pause?")
+    asyncio.run(_resume(loaded, target, ids, now=now, by=by))
+
+
+async def _resume(loaded: Loaded, target: Target | None, ids: Sequence[int], *, now: bool, by: By) -> None:
+    config = loaded.config
+    async with access.opened(loaded, "operator", name="resume") as connection:
+        if target is not None:
+            target = await switching.checked(connection, config, target)
+        before = await switching.switched_off(connection, config)
+        chosen = ids or [row["id"] for row in before if row["id"] and (target is None or target.contains(row))]
+        ended = await switching.end_pauses(connection, config, chosen, by)
+        _say_ended(before, ended, by)
+        targets = [target] if target else [_target_of(row) for row in before if row["id"] in ended]
+        problems = await _make_due(connection, config, targets) if now else []
+        after = await switching.switched_off(connection, config)
+        held = [row for row in after if row["in_force"] and any(each.overlaps(row) for each in targets)]
+        for row in held:
+            click.echo(f"still off: {switching.subject(row)}, {switching.origin(row)}")
+        _complain(config, target, set(ids) - ended, ended, await _with_values(connection, config, held))
+        if problems:
+            raise problems[0]
+
+
+def _say_ended(before: Sequence[Row], ended: set[int], by: By) -> None:
+    known = {row["id"]: row for row in before}
+    for number in sorted(ended):
+        row = known.get(number)
+        what = f"{switching.subject(row)}, {switching.origin(row)}" if row else f"pause {number}, which had expired"
+        click.echo(f"{'resumed for a while' if by.expires else 'resumed'}: {what}")
+    if ended and by.reason:
+        lasts = str(by.expires) if by.expires else None
+        _log.info("pause.ended", pauses=sorted(ended), reason=by.reason, author=by.author, expires=lasts)
+
+
+def _target_of(row: Row) -> Target:
+    return Target(**{field: row[field] for field in Target.__dataclass_fields__})
+
+
+async def _make_due(
+    connection: asyncpg.Connection, config: Config, targets: Iterable[Target]
+) -> list[errors.OutboxdError]:
+    """Make what is in backoff due, and say how much; returns what is wrong with outboxes that were passed over."""
+    problems: list[errors.OutboxdError] = []
+    for target in targets:
+        if target.kind == "backfill":
+            continue
+        outboxes = [outbox for outbox in config.outboxes if target.outbox in (None, outbox.name)]
+        categories = None if target.category is None else [target.category]
+        found, wrong = await acts.find_stuck(connection, config, outboxes, categories, target.covers)
+        moved = await acts.retry_shards(connection, config, found, categories)
+        shards = display.counted(len(found), "shard")
+        click.echo(f"made due: {display.counted(moved, 'message')} in {shards} that had failed")
+        problems += wrong
+    return problems
+
+
+async def _with_values(connection: asyncpg.Connection, config: Config, held: Sequence[Row]) -> list[tuple[Row, Any]]:
+    """Put the option's whole value beside each row that is an option's."""
+    names = {row["option"] for row in held if row["option"]}
+    values = {name: (await setting.find_option(connection, config, name))["value"] for name in names}
+    return [(row, values.get(row["option"])) for row in held]
+
+
+def _complain(
+    config: Config, target: Target | None, missing: set[int], ended: set[int], held: Sequence[tuple[Row, Any]]
+) -> None:
+    """Say what still holds and how to lift it; an error where what was asked for has not come about."""
+    hints = [_remedy(config, row, value) for row, value in held]
+    hint = "\n".join(dict.fromkeys(hints))
+    if missing:
+        numbers = ", ".join(map(str, sorted(missing)))
+        raise errors.OutboxdError(f"there is no pause {numbers}", hint=_LISTED)
+    if target is not None and held:
+        raise errors.OutboxdError(f"{switching.subject(held[0][0])} is still off", hint=hint)
+    if target is not None and not ended:
+        raise errors.OutboxdError("no pause covers this: nothing was changed", hint=_LISTED)
+    if not ended:
+        click.echo("nothing is paused")
+    if hint:
+        click.echo(f"hint: {hint}", err=True)
+
+
+def _remedy(config: Config, row: Row, value: Any) -> str:
+    if row["id"] is not None:
+        return f"End it: outboxd resume {row['id']}"
+    key = shlex.quote(row["option"])
+    left = setting.without(config, row, value)
+    if left is None:
+        return f"Unset the option: outboxd options unset {key}"
+    return f"Take it out of the option: outboxd options set {key} {shlex.quote(json.dumps(left, ensure_ascii=False))}"

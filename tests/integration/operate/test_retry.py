@@ -1,0 +1,299 @@
+"""`outboxd retry`: what waits for its next try is due now; the statements behind it, on shards of every kind."""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from outboxd import acts, sql
+from outboxd.inspection import inspect_table
+from outboxd.outbox import renderer_of
+from tests.drains import (
+    CONTROL,
+    REGION,
+    TEXT,
+    UUID,
+    Recorder,
+    configure,
+    drain_once,
+    failing,
+    failures,
+    remaining,
+    write,
+    write_many,
+)
+from tests.integration.drain.test_statements import outbox_of, problems
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.model import ShardKey
+    from tests.integration.operate.switched import Here
+
+KEY = uuid.UUID("0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11")
+KINDS: dict[str, tuple[OutboxConfig, dict[str, Any], ShardKey]] = {
+    "region": (REGION, {"shard": 7}, (0, 7)),
+    "control": (CONTROL, {"shard": 7, "region": "eu", "table": "control_outbox"}, ("eu", 0, 7)),
+    "uuid": (UUID, {"shard": KEY, "obj": KEY, "table": "uuid_outbox"}, (0, KEY)),
+    "text": (TEXT, {"shard": "it's", "obj": "é", "table": "text_outbox"}, (0, "it's")),
+}
+
+
+async def retry(
+    connection: asyncpg.Connection,
+    shard: ShardKey,
+    config: Config | None = None,
+    categories: list[int] | None = None,
+) -> int:
+    config = config or configure()
+    outbox = config.outboxes[0]
+    table = await inspect_table(connection, outbox)
+    return await acts.retry_shard(connection, config, outbox, table, shard, categories)
+
+
+async def put_off(connection: asyncpg.Connection, table: str = "outbox") -> None:
+    """Every message waits for another hour."""
+    await connection.execute(f"UPDATE {table} SET scheduled_from = now(), scheduled_for = now() + interval '1 hour'")
+
+
+async def due(connection: asyncpg.Connection, table: str = "outbox") -> list[int]:
+    rows = await connection.fetch(f"SELECT id FROM {table} WHERE scheduled_for <= now() ORDER BY id")
+    return [row[0] for row in rows]
+
+
+# --- the statements ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [REGION, CONTROL, UUID, TEXT], ids=lambda config: config.name)
+async def test_the_statements_take_what_their_headers_say(connection: asyncpg.Connection, config: OutboxConfig) -> None:
+    table = (await outbox_of(connection, config)).table
+    statements = {name: renderer_of(table, "outboxd").render(text) for name, text in sql.load("acts.sql").items()}
+    short = {"bigint": "int8", "integer": "int4", "character varying": "varchar"}
+
+    assert await problems(connection, statements, [short.get(t, t) for t in table.shard_columns.values()]) == []
+
+
+@pytest.mark.parametrize(("outbox", "where", "shard"), KINDS.values(), ids=KINDS)
+async def test_a_failing_shard_is_due_and_is_tried_again(
+    database: str, connection: asyncpg.Connection, outbox: OutboxConfig, where: dict[str, Any], shard: ShardKey
+) -> None:
+    config = configure(outbox)
+    ids = [await write(connection, **where), await write(connection, **where, category="TEAM")]
+    other = where | {"region": "us"} if outbox is CONTROL else where | {"scope": 1, "category": "PROFILE"}
+    await write(connection, **other)
+    await drain_once(database, Recorder(failing()), config)
+    await put_off(connection, outbox.table)
+    table = await inspect_table(connection, outbox)
+    found = await acts.failing_shards(connection, config, outbox, table)
+
+    moved = await retry(connection, shard, config)
+
+    assert shard in found
+    assert len(found) == 2
+    assert moved == 2
+    assert await due(connection, outbox.table) == ids
+    seen = Recorder()
+    await drain_once(database, seen, config)
+    assert [message.attempt for message in seen.messages] == [2, 1]
+
+
+async def test_of_a_deep_shard_the_first_thousand_are_moved(database: str, connection: asyncpg.Connection) -> None:
+    await write_many(connection, 5_000)
+    await drain_once(database, Recorder(failing()))
+    await put_off(connection)
+
+    moved = await retry(connection, (0, 1))
+
+    assert moved == configure().drain.backoff_rows_max
+    assert await due(connection) == (await remaining(connection))[:1_000]
+
+
+async def test_what_failed_behind_the_first_thousand_is_moved_too(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 4_999, category="TEAM")
+    last = await write(connection, category="SKIPPING", obj=9_999)
+    config = configure(backoff_rows_max=10)
+    await connection.execute(
+        "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, category, object_identifier, message_id)"
+        " VALUES ('region', 0, '1', 4, '9999', $1)",
+        last,
+    )
+    await put_off(connection)
+
+    moved = await retry(connection, (0, 1), config)
+
+    assert moved == 11
+    assert await due(connection) == [*(await remaining(connection))[:10], last]
+
+
+async def test_each_object_that_failed_by_itself_is_tried_again(database: str, connection: asyncpg.Connection) -> None:
+    for obj in range(1, 5):
+        await write(connection, category="SKIPPING", obj=obj)
+    await drain_once(database, Recorder(failing(2, 4)))
+    await put_off(connection)
+
+    assert await retry(connection, (0, 1), configure(backoff_rows_max=1)) == 2
+
+    seen = Recorder()
+    await drain_once(database, seen)
+    assert seen.objects == [2, 4]
+    assert await failures(connection) == []
+
+
+async def test_only_a_category_is_moved_where_one_is_named(database: str, connection: asyncpg.Connection) -> None:
+    team = await write(connection, category="TEAM")
+    member = await write(connection)
+    await put_off(connection)
+
+    assert await retry(connection, (0, 1), categories=[2]) == 1
+    assert await due(connection) == [team]
+    assert await retry(connection, (0, 1)) == 1
+    assert await due(connection) == [team, member]
+
+
+async def test_a_shard_that_fails_again_goes_on_backing_off_from_where_it_was(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write(connection)
+    await drain_once(database, Recorder(failing()))
+    await connection.execute(
+        "UPDATE outbox SET scheduled_from = now() - interval '600 s', scheduled_for = now() + interval '600 s'"
+    )
+
+    await retry(connection, (0, 1))
+    await drain_once(database, Recorder(failing()))
+
+    delay = await connection.fetchval("SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox")
+    assert 1_200 <= delay < 1_300
+
+
+# --- the command -------------------------------------------------------------------------------------------
+
+
+async def stuck(database: str, connection: asyncpg.Connection) -> None:
+    """Shards 1 to 3 have failed in MEMBER, shard 4 in TEAM, and shard 1 of region eu in the control outbox."""
+    await write_many(connection, 6, shards=3)
+    await write(connection, shard=4, category="TEAM")
+    await write(connection, region="eu", table="control_outbox")
+    await drain_once(database, Recorder(failing()), configure(REGION, CONTROL))
+    await put_off(connection)
+    await put_off(connection, "control_outbox")
+
+
+@pytest.mark.parametrize("scope", ["ORGANIZATION_SCOPE", "0"])
+async def test_one_shard(here: Here, database: str, connection: asyncpg.Connection, scope: str) -> None:
+    await stuck(database, connection)
+
+    done = await here.run("retry", scope, "2", "--outbox", "region")
+
+    assert done.stdout == "made due: 2 messages of shard ORGANIZATION_SCOPE 2 of outbox region\n"
+    assert len(await due(connection)) == 2
+    again = await here.run("retry", scope, "2", "--outbox", "region")
+    assert again.stdout == "nothing was moved: none of the shard's first messages waits for a later time\n"
+
+
+async def test_one_shard_of_a_region(here: Here, database: str, connection: asyncpg.Connection) -> None:
+    await stuck(database, connection)
+
+    done = await here.run("retry", "0", "1", "--region", "eu")
+
+    assert done.stdout == "made due: 1 message of shard ORGANIZATION_SCOPE 1 in eu of outbox control\n"
+    assert await due(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "moved"),
+    [
+        ((), "made due: 8 messages in 5 shards", 7),
+        (("--outbox", "region"), "made due: 7 messages in 4 shards", 7),
+        (("--outbox", "control"), "made due: 1 message in 1 shard", 0),
+        (("--category", "TEAM"), "made due: 1 message in 1 shard", 1),
+        (("--category", "3"), "no shard is in backoff", 0),
+    ],
+)
+async def test_all_stuck_shards(
+    here: Here, database: str, connection: asyncpg.Connection, arguments: tuple[str, ...], said: str, moved: int
+) -> None:
+    await stuck(database, connection)
+
+    done = await here.run("retry", "--all-stuck", "--yes", *arguments)
+
+    assert done.stdout == f"{said}\n"
+    assert len(await due(connection)) == moved
+
+
+async def test_all_stuck_shards_are_moved_only_after_a_yes(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    await stuck(database, connection)
+
+    error = await here.refused("retry", "--all-stuck")
+
+    assert "Make 5 shards in backoff due now? [y/N]" in error
+    assert "nobody is there to answer" in error
+    assert await due(connection) == []
+
+
+async def test_what_is_still_off_is_named(here: Here, database: str, connection: asyncpg.Connection) -> None:
+    await stuck(database, connection)
+    await here.run("pause", "--scope", "0", "--shard", "2", "--author", "alice", "--reason", "their endpoint")
+    await here.run("pause", "--scope", "0", "--shard", "2", "--region", "eu")
+    await here.run("pause", "--outbox", "control", "--author", "bob")
+    await here.run("pause", "--category", "PROFILE")
+
+    done = await here.run("retry", "--all-stuck", "--yes")
+
+    assert done.stdout.splitlines() == [
+        "made due: 8 messages in 5 shards",
+        "still off: shard ORGANIZATION_SCOPE 2, pause 1 by alice: their endpoint"
+        " (shard ORGANIZATION_SCOPE 2 of outbox region)",
+        "still off: outbox control, pause 3 by bob (shard ORGANIZATION_SCOPE 1 in eu of outbox control)",
+    ]
+    await here.run("pause", "--category", "TEAM", "--author", "carol")
+    one = await here.run("retry", "0", "4", "--outbox", "region")
+    assert "still off: category TEAM, pause 5 by carol" in one.stdout
+
+
+async def test_a_shard_without_messages_is_said_with_exit_code_1(here: Here) -> None:
+    error = await here.refused("retry", "0", "9", "--outbox", "region", code=1)
+
+    assert error == "shard ORGANIZATION_SCOPE 9 of outbox region has no messages\n"
+
+
+async def test_an_outbox_that_is_broken_does_not_keep_the_others(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    await stuck(database, connection)
+    await connection.execute("DROP TABLE uuid_outbox")
+
+    done = await here.run("retry", "--all-stuck", "--yes", code=78)
+
+    assert done.stdout == "made due: 8 messages in 5 shards\n"
+    assert "there is no table uuid_outbox" in done.stderr
+
+
+REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
+    "nothing": ((), "which shard?"),
+    "half a shard": (("0",), "which shard?"),
+    "unknown scope": (("ORGANIZATION_SCOP", "1", "--outbox", "region"), "did you mean ORGANIZATION_SCOPE?"),
+    "wrong type": (("0", "x", "--outbox", "region"), "the shard identifier must be an integer (bigint), got 'x'"),
+    "several outboxes": (("0", "1"), "2 outboxes fit: name one with --outbox"),
+    "unknown outbox": (("--all-stuck", "--outbox", "regoin"), "there is no outbox regoin, did you mean region?"),
+    "unknown category": (("0", "1", "--outbox", "region", "--category", "TAEM"), "did you mean TEAM?"),
+    "all of one": (("--all-stuck", "0", "1"), "--all-stuck goes with --category and --outbox only"),
+    "all of a region": (("--all-stuck", "--region", "eu"), "--all-stuck goes with --category and --outbox only"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "error"), REFUSED.values(), ids=REFUSED)
+async def test_what_cannot_be_is_refused(
+    here: Here, database: str, connection: asyncpg.Connection, arguments: tuple[str, ...], error: str
+) -> None:
+    await stuck(database, connection)
+
+    assert error in await here.refused("retry", *arguments)
+    assert await due(connection) == []
