@@ -77,6 +77,10 @@ class Queue:
             self._turns[lane] = turns  # behind the others
         return turn
 
+    def wants_drainer(self, lane: Lane) -> bool:
+        """Whether turns of this outbox wait for nothing but a drainer."""
+        return lane in self._turns and not lane.settler.is_full
+
     def look_again(self) -> None:
         """Let waiting drainers look whether an outbox has room again."""
         self._arrived.set()

@@ -26,17 +26,19 @@ def reasons(pipeline: Pipeline) -> list[str]:
         return ["the database cannot be reached, or is not migrated: the claim session is not open"]
     if pipeline.claims.answered_s_ago() > window_s:
         return [f"the database has not answered for {pipeline.claims.answered_s_ago():.0f} s"]
-    return [reason for branch in pipeline.branches if (reason := _reason(branch, window_s, live.is_delivering()))]
+    return [reason for branch in pipeline.branches if (reason := _reason(branch, window_s, pipeline))]
 
 
-def _reason(branch: Branch, window_s: float, delivering: bool) -> str:
+def _reason(branch: Branch, window_s: float, pipeline: Pipeline) -> str:
     name = branch.config.name
     if branch.scheduler is None or branch.settler is None or branch.lane is None:
         return f"outbox {name} has not been found fit to be drained"
     looked_at = branch.scheduler.finder.looked_at
-    at = max(looked_at, branch.settler.settled_at)
-    if time.monotonic() - at <= window_s or (delivering and branch.lane.is_busy):
-        return ""
-    if not at:
+    if not looked_at:  # the clock may begin with the machine, less than a window ago
         return f"outbox {name} has not been looked at yet"
+    if time.monotonic() - max(looked_at, branch.settler.settled_at) <= window_s:
+        return ""
+    # With receivers inside their timeout nothing is wrong, even if they keep the drainers from other outboxes.
+    if pipeline.live.is_delivering() and (branch.lane.is_busy or pipeline.drain.queue.wants_drainer(branch.lane)):
+        return ""
     return f"no look for due shards of outbox {name} has finished for {time.monotonic() - looked_at:.0f} s"
