@@ -28,8 +28,9 @@ _STATEMENTS = sql.load("sample.sql")
 
 SAMPLE_INTERVAL_S = 10.0
 FIRST_INTERVAL_S = 1.0
+INTERVAL_S_MAX = 60.0
 COST_SHARE = 50
-"""A round is followed by a rest of so many times what it took."""
+"""A round is followed by a rest of so many times what it took, up to `INTERVAL_S_MAX`."""
 PAGES_MAX = 1_000
 SHARD_ROWS_MAX = 10_000
 ROWS_COUNTED_MAX = 10_000
@@ -96,9 +97,8 @@ class Sampler:
             await self.session.close()
 
     def _rest_s(self, cost_s: float) -> float:
-        if len(self.samples) < len(self._pipeline.branches):  # tables are still being looked at
-            return FIRST_INTERVAL_S
-        return max(SAMPLE_INTERVAL_S, COST_SHARE * cost_s)
+        incomplete = len(self.samples) < len(self._pipeline.branches)  # tables are still being looked at
+        return max(FIRST_INTERVAL_S if incomplete else SAMPLE_INTERVAL_S, min(INTERVAL_S_MAX, COST_SHARE * cost_s))
 
     async def measure(self) -> None:
         """Take a sample of every outbox; one that cannot be had is said once, and the old one stays."""
@@ -126,8 +126,10 @@ class Sampler:
 
     async def _look_at(self, branch: Branch) -> None:
         name = branch.config.name
-        if branch.outbox is None or name not in self._gauge.lag_s:  # the old sample grows older
+        if branch.outbox is None:
             return
+        if name not in self._gauge.lag_s:
+            raise errors.StatementFailed(f"measuring outbox {name}: the table cannot be read now")
         table = branch.outbox.table
         renderer = renderer_of(table, self._pipeline.config.schema)
         sizes, condition = (renderer.render(_STATEMENTS[key]) for key in ("sizes", "condition"))
