@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from outboxd.commands import Context
 
 TIMEOUT_S = 5.0
+ALIVE = b"ok\n"
 
 
 @click.command(name="health")
@@ -32,8 +33,8 @@ def command(context: Context, *, live: bool, as_json: bool) -> int:
     if not listen:
         problem = "http.listen is empty: the daemon of this configuration answers no questions"
         raise errors.ConfigError([problem], hint="Set http.listen (OUTBOX_HTTP_LISTEN).")
-    status, reasons = _ask(listen, "/healthz" if live else "/readyz")
-    healthy = status == 200
+    reasons = _ask_liveness(listen) if live else _ask_readiness(listen)
+    healthy = not reasons
     if as_json:
         shared.echo_json({"healthy": healthy, "reasons": reasons})
     elif healthy:
@@ -43,27 +44,37 @@ def command(context: Context, *, live: bool, as_json: bool) -> int:
     return 0 if healthy else 1
 
 
-def _ask(listen: str, path: str) -> tuple[int, list[str]]:
-    """Return the status and, where there are some, the reasons."""
+def _ask_liveness(listen: str) -> list[str]:
+    status, body = _ask(listen, "/healthz")
+    return [] if (status, body) == (200, ALIVE) else [_stranger(status)]
+
+
+def _ask_readiness(listen: str) -> list[str]:
+    """Tell why it is not ready; the answer counts only if it is one of ours, whatever its status."""
+    status, body = _ask(listen, "/readyz")
+    try:
+        answer = json.loads(body)
+        ready, reasons = answer["ready"] is True, [str(reason) for reason in answer["reasons"]]
+    except (ValueError, KeyError, TypeError):
+        return [_stranger(status)]
+    return reasons if ready == (status == 200) == (not reasons) else [_stranger(status)]
+
+
+def _ask(listen: str, path: str) -> tuple[int, bytes]:
+    """Return status and body."""
     host, port = contract.split_listen(listen)
     local = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  asked, not listened on
     connection = http.client.HTTPConnection(local.get(host, host), port, timeout=TIMEOUT_S)
     try:
         connection.request("GET", path)
         answer = connection.getresponse()
-        body = answer.read()
+        return answer.status, answer.read()
     except (OSError, http.client.HTTPException) as exc:
         hint = "Is the daemon running, with this http.listen (OUTBOX_HTTP_LISTEN)?"
         raise errors.StoreUnavailable(f"no daemon answers on {listen}: {exc or type(exc).__name__}", hint=hint) from exc
     finally:
         connection.close()
-    return answer.status, _reasons(answer.status, body)
 
 
-def _reasons(status: int, body: bytes) -> list[str]:
-    if status == 200:
-        return []
-    try:
-        return [str(reason) for reason in json.loads(body)["reasons"]]
-    except (ValueError, KeyError, TypeError):
-        return [f"the answer is HTTP status {status}: something else than outboxd listens there"]
+def _stranger(status: int) -> str:
+    return f"the answer (HTTP status {status}) is none of ours: something else than outboxd listens there"
