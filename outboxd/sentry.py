@@ -13,6 +13,8 @@ from outboxd.version import __version__
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from sentry_sdk.types import Event, Hint
+
     from outboxd.config import SentryConfig
     from outboxd.model import Failed, Message
 
@@ -27,7 +29,7 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
     Return what captures failing deliveries; None where nobody wants it.
 
     A receiver module that has set the SDK up itself keeps its own settings. Otherwise none of the SDK's integrations
-    is used: the log is not sent, and nothing is patched.
+    is used: the log is not sent, and nothing is patched. Without `send_payload` no local variables are sent either.
     """
     if not os.environ.get(VARIABLE):
         return None
@@ -47,6 +49,8 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
 
     def capture(failed: Failed, message: Message | None) -> None:
         with sentry_sdk.new_scope() as scope:
+            if not config.send_payload:
+                scope.add_event_processor(_without_variables)
             if message is not None:
                 scope.set_tag("outbox.category", message.category_name)
                 scope.set_tag("outbox.shard_scope", message.scope_name)
@@ -63,6 +67,14 @@ def flush() -> None:
     """Send what is queued, for two seconds at most. Blocks."""
     if "sentry_sdk" in sys.modules:
         sys.modules["sentry_sdk"].flush(FLUSH_S_MAX)
+
+
+def _without_variables(event: Event, _hint: Hint) -> Event:
+    """Drop the local variables of every frame: the message, and what a receiver has read from it, are among them."""
+    for raised in event.get("exception", {}).get("values", []):
+        for frame in (raised.get("stacktrace") or {}).get("frames", []):
+            frame.pop("vars", None)
+    return event
 
 
 def _context(message: Message, *, with_payload: bool) -> dict[str, Any]:
