@@ -166,7 +166,7 @@ class Collector:
         low = GaugeMetricFamily("backfill_outboxes_low_bound", "Lowest id not done yet.", labels=["table", "version"])
         target = GaugeMetricFamily("backfill_outboxes_target_version", "Version to walk to.", labels=["table"])
         done = CounterMetricFamily("backfill_outboxes_backfilled", "Messages written by walks.", labels=["table"])
-        missing = CounterMetricFamily("backfill_outboxes_watermark_missing", "Watermarks that Redis had lost.")
+        missing = CounterMetricFamily("backfill_outboxes_watermark_missing", "Walks of which Redis has no watermark.")
         broken = CounterMetricFamily("backfill_outboxes_watermark_errors", "Watermarks that were none.")
         backfill = self._pipeline.backfill
         if backfill is not None and backfill.walkers:
