@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import sys
 from typing import TYPE_CHECKING
 
 from outboxd import errors, inspection, load, privileges, registry, session, source, sql
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.config import Config, ModelConfig
+    from outboxd.findings import Level
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
 
@@ -58,7 +58,7 @@ async def check(load_configuration: Callable[[], Loaded], kinds: list[RoleKind],
         for stranger in loaded.strangers
     ]
     findings += check_receivers(loaded)
-    async with _connected(loaded, findings) as connection:
+    async with connected(loaded, findings) as connection:
         if connection is not None:
             try:
                 with inspection.translated("checking the database"):
@@ -75,19 +75,16 @@ def error_findings(subject: str, exc: errors.OutboxdError) -> list[Finding]:
     return [Finding("error", subject, text, exc.hint, code) for text in texts]
 
 
-def check_receivers(loaded: Loaded) -> list[Finding]:
-    """Import the receivers as the daemon would, and say loudly when there are none."""
+def check_receivers(loaded: Loaded, *, none: Level = "warning") -> list[Finding]:
+    """Import the receivers as the daemon would, and say loudly when there are none, which is as bad as *none* says."""
     modules = loaded.config.receivers.modules
     try:
-        # Whatever a user's module prints when it is imported must not end up in our document.
-        with contextlib.redirect_stdout(sys.stderr):
-            functions = registry.load_receivers(modules, loaded.folder)
-        built = registry.build(loaded.config, functions)
+        built = registry.assemble(loaded.config, loaded.folder)
     except errors.OutboxdError as exc:
         return error_findings("receivers", exc)
     if not built.receiver_count:
         text = "NO RECEIVER IS REGISTERED: no message can be delivered, every shard will wait"
-        return [Finding("warning", "receivers", text, _no_receiver_remedy(modules))]
+        return [Finding(none, "receivers", text, _no_receiver_remedy(modules))]
     findings = [Finding("ok", "receivers", f"{built.receiver_count} registered, from {', '.join(modules)}")]
     bare = sorted(c.name for c in built.categories.values() if not c.receivers)
     if bare and any(o.on_unhandled == "fail" for o in loaded.config.outboxes):
@@ -104,7 +101,7 @@ def _no_receiver_remedy(modules: list[str]) -> str:
 
 
 @contextlib.asynccontextmanager
-async def _connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[asyncpg.Connection | None]:
+async def connected(loaded: Loaded, findings: list[Finding]) -> AsyncIterator[asyncpg.Connection | None]:
     """
     Connect as the daemon does: directly where locks are needed, and also through `dsn`.
 
@@ -160,7 +157,7 @@ async def _compare(plain: asyncpg.Record, connection: asyncpg.Connection) -> lis
 async def _check_database(
     connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
 ) -> list[Finding]:
-    findings = await _check_server(connection)
+    findings = await check_server(connection)
     if kinds != ["producer"]:  # which needs, and may see, nothing of outboxd's own schema
         try:
             await inspection.require_schema(connection, config)
@@ -194,7 +191,8 @@ async def _check_walk(connection: asyncpg.Connection, config: Config, model: Mod
     return found
 
 
-async def _check_server(connection: asyncpg.Connection) -> list[Finding]:
+async def check_server(connection: asyncpg.Connection) -> list[Finding]:
+    """Check version, role and settings of the server, and compare the clocks (subject `clock`)."""
     before = dt.datetime.now(dt.UTC)
     row = await connection.fetchrow(_STATEMENTS["server"])
     assert row is not None

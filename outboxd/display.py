@@ -69,36 +69,41 @@ def _record(titles: Sequence[str], row: Sequence[str]) -> str:
     return "\n".join(f"{title}: {cell}" for title, cell in zip(titles, row, strict=True))
 
 
-def show_lines(lines: Iterable[str]) -> None:
-    """Print lines, on a terminal wrapped at its words."""
-    if not is_terminal(sys.stdout):
-        click.echo("\n".join(lines))
-        return
-    columns = shutil.get_terminal_size().columns
-    click.echo("\n".join(textwrap.fill(line, columns, subsequent_indent="    ") for line in lines))
-
-
 def one_line(text: str, characters_max: int | None = None) -> str:
     """Return a text of somebody else's as one line that no terminal obeys, cut where it is too long."""
-    shown = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in _flat(text))
+    shown = _printable(_flat(text))
     if characters_max is None or len(shown) <= characters_max:
         return shown
     return f"{shown[: characters_max - 1]}…"
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def counted(count: int, noun: str) -> str:
-    """Write a count and what it counts, a noun whose plural ends in s."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def show_lines(lines: Iterable[str], *, hang: int = 4) -> None:
+    """
+    Print lines of text; on a terminal long ones are folded to its width, elsewhere nothing is.
 
+    What is to be copied, after `->`, is never folded by us: a command must come out of the terminal in one piece.
 
-def moment(when: dt.datetime | str) -> str:
-    """Write a time, as the driver has it or as JSON has it, in UTC to the second."""
-    found = dt.datetime.fromisoformat(when) if isinstance(when, str) else when
-    return f"{found.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+    Args:
+        lines: Without line breaks.
+        hang: Columns by which what is folded stands further right than its line.
+    """
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else 0
+    for text in lines:
+        line = _printable(text)
+        if not width or len(line) <= width or line.lstrip().startswith("->"):
+            click.echo(line)
+            continue
+        indent = " " * (len(line) - len(line.lstrip()) + hang)
+        wrapped = textwrap.wrap(line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
+        click.echo("\n".join(wrapped))
 
 
 def duration(seconds: float | None) -> str:
@@ -109,3 +114,17 @@ def duration(seconds: float | None) -> str:
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
     first = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)
     return " ".join(f"{count} {unit}" for unit, count in units[first : first + 2] if count) or "0 s"
+
+
+def counted(count: int, noun: str) -> str:
+    """Write a count and what it counts, a noun whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+def moment(when: dt.datetime | str) -> str:
+    """Write a time, as the driver has it or as JSON has it, in UTC to the second."""
+    try:
+        found = dt.datetime.fromisoformat(when) if isinstance(when, str) else when
+    except ValueError:  # infinity, or beyond what a datetime can hold
+        return str(when)
+    return f"{found.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"

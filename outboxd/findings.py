@@ -38,14 +38,19 @@ def exit_code(findings: list[Finding]) -> int:
 
 def lines(findings: list[Finding]) -> list[str]:
     """Write findings as text, errors last, where the eye ends up; then a line that counts."""
-    shown: list[str] = []
-    for level in _ORDER:
-        for finding in findings:
-            if finding.level == level:
-                first, *rest = finding.text.splitlines() or [""]
-                shown.append(f"{level:<8} {finding.subject}: {first}")
-                shown += [f"{'':8} {line}" for line in rest]
-                shown += [f"{'':8} -> {line}" for line in finding.remedy.splitlines()]
+    by_level = sorted(findings, key=lambda finding: _ORDER.index(finding.level))
+    return [*(line for finding in by_level for line in lines_of(finding)), count(findings) or "everything is in order"]
+
+
+def lines_of(finding: Finding) -> list[str]:
+    """Write one finding as text: what it says, then what to do after `->`."""
+    first, *rest = finding.text.splitlines() or [""]
+    shown = [f"{finding.level:<8} {finding.subject}: {first}", *(f"{'':8} {line}" for line in rest)]
+    return shown + [f"{'':8} -> {line}" for line in finding.remedy.splitlines()]
+
+
+def count(findings: list[Finding]) -> str:
+    """Say how many errors and warnings there are; empty when there is neither."""
     counts = [sum(f.level == level for f in findings) for level in ("error", "warning")]
     named = [f"{n} {word}{'' if n == 1 else 's'}" for n, word in zip(counts, ("error", "warning"), strict=True)]
-    return [*shown, ", ".join(named) if any(counts) else "everything is in order"]
+    return ", ".join(named) if any(counts) else ""

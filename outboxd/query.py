@@ -77,9 +77,11 @@ class Query:
         return sql.Renderer({**names, "value": value}, self.shard_columns).render(self.statement)
 
 
-async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> list[dict[str, Any]]:
+async def fetch(
+    connection: asyncpg.Connection, query: Query, doing: str, *, timeout_s: float | None = None
+) -> list[dict[str, Any]]:
     """
-    Ask, in a transaction that cannot write, for `TIMEOUT_S` at most.
+    Ask, in a transaction that cannot write, for *timeout_s* at most; None is `TIMEOUT_S`.
 
     Returns:
         The rows as JSON has them, columns in order: times as ISO 8601 in UTC.
@@ -89,7 +91,8 @@ async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> lis
         SchemaError, StoreUnavailable: As `session.translate` has them.
     """
     text, arguments = query.bound()
-    settings = f"SET LOCAL statement_timeout = {int(TIMEOUT_S * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
+    limit_s = TIMEOUT_S if timeout_s is None else timeout_s
+    settings = f"SET LOCAL statement_timeout = {int(limit_s * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
     if query.by_index:
         settings += "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
     try:
@@ -99,9 +102,7 @@ async def fetch(connection: asyncpg.Connection, query: Query, doing: str) -> lis
                 rows = await connection.fetch(_AS_JSON.format(text), *arguments)
     except errors.StatementFailed as exc:
         if exc.sqlstate == _TIMED_OUT and not exc.hint:
-            exc.hint = (
-                f"One question may take {TIMEOUT_S:g} s. In psql, what --sql prints may take as long as you like."
-            )
+            exc.hint = f"One question may take {limit_s:g} s. In psql, what --sql prints may take as long as you like."
         raise
     return [json.loads(row[0]) for row in rows]
 

@@ -7,6 +7,7 @@ functions of the configured modules and returns one immutable registry, which `m
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -140,6 +141,24 @@ def build(config: Config, functions: list[Callable[..., Any]]) -> Registry:
     }
     apart = frozenset(c.value for c in categories.values() if not c.coalesce)
     return Registry(categories, {s.value: name for name, s in config.scopes.items()}, apart)
+
+
+def assemble(config: Config, folder: Path | None) -> Registry:
+    """
+    Import the receivers as the daemon would, and build; for commands that only look.
+
+    Whatever a user's module prints when it is imported goes to stderr: it must not end up in a document of ours.
+
+    Args:
+        config: The configuration.
+        folder: As for `load_receivers`.
+
+    Raises:
+        ConfigError: As `load_receivers` and `build`.
+    """
+    with contextlib.redirect_stdout(sys.stderr):
+        functions = load_receivers(config.receivers.modules, folder)
+    return build(config, functions)
 
 
 def _name(function: Callable[..., Any]) -> str:

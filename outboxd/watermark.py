@@ -139,7 +139,7 @@ class RedisWatermarks:
         self._session = session
         self._url = url
         self.missing = self.failures = 0
-        self._client: Any = self._connect()
+        self._client: Any = _client_of(self._url())
 
     async def get_processing_state(self, table: str) -> State:
         """Tell where the walk of a table is; (0, 1) when the key is missing."""
@@ -178,33 +178,11 @@ class RedisWatermarks:
     async def _get(self, table: str) -> str:
         return await self._call("GET", _key(table)) or ""
 
-    def _connect(self) -> Any:
-        """Make a client; it connects when it is first used."""
-        import redis.asyncio as redis  # only who keeps watermarks there pays for it
-
-        try:
-            client = redis.Redis.from_url(
-                self._url(),
-                decode_responses=True,
-                encoding_errors="replace",
-                socket_timeout=REDIS_TIMEOUT_S,
-                socket_connect_timeout=REDIS_TIMEOUT_S,
-                retry=None,
-            )
-            pool = client.connection_pool
-            pool.connection_class(**pool.connection_kwargs)  # an unknown parameter would be noticed only there
-        except Exception:  # its words may hold a piece of the password
-            raise errors.ConfigError(
-                ["redis_url is no URL that can be used"],
-                hint="In a password, @ : / ? # [ ] and % must be percent-encoded; parameters are those of redis-py.",
-            ) from None
-        return client
-
     async def _call(self, command: str, key: str, *arguments: Any) -> Any:
         import redis.asyncio as redis
 
         if self._client is None:
-            self._client = self._connect()
+            self._client = _client_of(self._url())
         try:
             if command == "EVAL":
                 return await self._client.eval(_COMPARE_AND_SET, 1, key, *arguments)
@@ -226,6 +204,47 @@ class RedisWatermarks:
                 await client.aclose()
             except Exception as exc:
                 log.debug("backfill.redis_not_closed", error=str(exc))
+
+
+async def ping(url: str) -> None:
+    """
+    Ask Redis whether it is there.
+
+    Raises:
+        ConfigError: The URL cannot be used.
+        StoreUnavailable: Nobody answers, or the login is refused.
+    """
+    client = _client_of(url)
+    try:
+        await client.ping()
+    except Exception as exc:  # of the network, the driver, or what answers there
+        hint = "Look whether Redis runs there, and whether redis_url is right; backfills wait for it."
+        raise errors.StoreUnavailable(f"redis at {masked(url)}: {exc}", hint=hint) from exc
+    finally:
+        await client.aclose()
+
+
+def _client_of(url: str) -> Any:
+    """Make a client; it connects when it is first used."""
+    import redis.asyncio as redis  # only who keeps watermarks there pays for it
+
+    try:
+        client = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            encoding_errors="replace",
+            socket_timeout=REDIS_TIMEOUT_S,
+            socket_connect_timeout=REDIS_TIMEOUT_S,
+            retry=None,
+        )
+        pool = client.connection_pool
+        pool.connection_class(**pool.connection_kwargs)  # an unknown parameter would be noticed only there
+    except Exception:  # its words may hold a piece of the password
+        raise errors.ConfigError(
+            ["redis_url is no URL that can be used"],
+            hint="In a password, @ : / ? # [ ] and % must be percent-encoded; parameters are those of redis-py.",
+        ) from None
+    return client
 
 
 def _key(table: str) -> str:

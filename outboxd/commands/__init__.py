@@ -43,6 +43,8 @@ COMMANDS = {
     "inspect": "Show the messages of one shard.",
     "depth": "Show how many messages of one category wait.",
     "object": "Show the messages about one object.",
+    "explain": "Say why a shard does not move.",
+    "doctor": "Find out what keeps the system from delivering.",
     "health": "Ask the running daemon whether it works.",
     "options": "Show, set and unset run-time options.",
     "pause": "Switch off a shard, category, outbox or backfill, or show what is off.",

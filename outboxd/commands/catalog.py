@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -35,10 +33,7 @@ _TITLES = {
 def command(context: Context, *, as_json: bool) -> None:
     """List scopes, categories, outboxes, models and receivers, as configured."""
     loaded = context.load()
-    # Whatever a user's module prints when it is imported must not end up in our document.
-    with contextlib.redirect_stdout(sys.stderr):
-        functions = registry.load_receivers(loaded.config.receivers.modules, loaded.folder)
-    built = registry.build(loaded.config, functions)
+    built = registry.assemble(loaded.config, loaded.folder)
     document = catalog(loaded.config, built)
     click.echo(json.dumps(document, indent=2) if as_json else "\n".join(_text(document)))
     if not built.receiver_count:

@@ -1,0 +1,307 @@
+"""
+`outboxd doctor`: the checks of a stuck system, in the order in which somebody would make them, and a verdict.
+
+Each check asks a bounded question with a timeout. One that cannot be made is a finding, and the next one is made all
+the same; only without a database, or without its schema, is there nothing to look at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from outboxd import check, errors, inspection, load, privileges, query, sql, symptoms, watermark
+from outboxd.budget import FIRST_ROWS, ROWS_LOOKED_AT_MAX
+from outboxd.check_table import check_outbox
+from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, WORKER_CLASS
+from outboxd.display import counted
+from outboxd.explain import canonical, configured_types
+from outboxd.findings import Finding, count, exit_code, lines_of
+from outboxd.option_keys import shards_key
+from outboxd.query import Query
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.findings import Level
+    from outboxd.load import Loaded
+
+_STATEMENTS = sql.load("doctor.sql")
+_LOAD = sql.load("backfill.sql")
+
+CHECK_S_MAX = 5.0
+ROWS_MAX = 10_000
+SHARDS_MAX = 1_000
+GLOBAL = ("daemons", "switches", "horizon")
+BY_OUTBOX = ("locks", "lag", "backoff", "failures", "table")
+_LOOKS_INTO_TABLE = ("lag", "backoff", "table")
+_LOOKS_UP = ("lag", "backoff")
+_VALUES = {
+    "shard_class": SHARD_CLASS,
+    "worker_class": WORKER_CLASS,
+    "rows_max": ROWS_MAX,
+    "shards_max": SHARDS_MAX,
+    "death_counts_s": int(DEATH_COUNTS_FOR.total_seconds()),
+}
+_COMMENT = re.compile(r"\A(?:--.*\n)+")
+
+ORDER = (
+    "configuration",
+    "database",
+    "daemons",
+    "claims",
+    "switches",
+    "locks",
+    "backoff",
+    "failures",
+    "receivers",
+    "tables",
+    "vacuum",
+    "sequence",
+    "clock",
+    "pooler",
+    "redis",
+    "lag",
+)
+"""The checks, as they are made."""
+
+
+@dataclass
+class Report:
+    """
+    What was found, by check.
+
+    Attributes:
+        is_blind: There was nothing to look at: no database, no schema, no configuration.
+    """
+
+    found: dict[str, list[Finding]] = field(default_factory=lambda: {name: [] for name in ORDER})
+    is_blind: bool = False
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All of them, in order."""
+        return [finding for each in self.found.values() for finding in each]
+
+    @property
+    def exit_code(self) -> int:
+        """0: no error; 1: something is wrong; 69 or 78: there was nothing to look at."""
+        code = exit_code(self.findings)
+        return code if self.is_blind else min(code, 1)
+
+    @property
+    def verdict(self) -> str:
+        """Return one sentence."""
+        if self.is_blind:
+            return "cannot look: begin with the first error"
+        if self.exit_code:
+            return f"something is wrong: {count(self.findings)}; begin with the first error"
+        warnings = sum(finding.level == "warning" for finding in self.findings)
+        return f"no errors, {counted(warnings, 'warning')}" if warnings else "all is well"
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the JSON document."""
+        listed = [{"check": name, **each.as_json()} for name, found in self.found.items() for each in found]
+        return {"verdict": self.verdict, "exit_code": self.exit_code, "findings": listed}
+
+    def lines(self) -> list[str]:
+        """Write it for people, the verdict last."""
+        return [*(line for finding in self.findings for line in lines_of(finding)), f"verdict: {self.verdict}"]
+
+
+async def examine(load_configuration: Callable[[], Loaded]) -> Report:
+    """
+    Make every check.
+
+    Args:
+        load_configuration: Loads it; its ConfigError becomes findings.
+    """
+    report = Report()
+    try:
+        loaded = load_configuration()
+        loaded.config.require_outboxes()
+    except errors.OutboxdError as exc:
+        report.found["configuration"] += check.error_findings("configuration", exc)
+        report.is_blind = True
+        return report
+    connecting: list[Finding] = []
+    async with check.connected(loaded, connecting) as connection:
+        report.is_blind = connection is None
+        report.found["database" if connection is None else "pooler"] += connecting
+        if connection is not None:
+            await _Examination(connection, loaded, report).make()
+    return report
+
+
+class _Examination:
+    """One run over a database that answers."""
+
+    def __init__(self, connection: asyncpg.Connection, loaded: Loaded, report: Report) -> None:
+        self.connection = connection
+        self.loaded = loaded
+        self.config = loaded.config
+        self.found = report.found
+        self.report = report
+        self.rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
+
+    async def make(self) -> None:
+        """Look at the database; then, if it is migrated, at everything else."""
+        await self._server()
+        await self._schema()
+        if any(finding.level == "error" for finding in self.found["database"]):
+            self.report.is_blind = True
+            return
+        for name, outbox, question in questions(self.config):
+            await self._ask(name, outbox, question)
+        self._conclude()
+        self.found["receivers"] += check.check_receivers(self.loaded, none="error")
+        for outbox in self.config.outboxes:
+            async with self._bounded("tables"):
+                self.found["tables"] += await check_outbox(self.connection, self.config, outbox)
+        await self._redis()
+
+    async def _server(self) -> None:
+        async with self._bounded("database"):
+            for finding in await check.check_server(self.connection):
+                self.found["clock" if finding.subject == "clock" else "database"].append(finding)
+
+    async def _schema(self) -> None:
+        """Find out whether this role may look, and whether what it is to look at is there."""
+        async with self._bounded("database"):
+            role = await self.connection.fetchval("SELECT current_user::text")
+            if grants := await privileges.missing_grants(self.connection, self.config, role, "reader"):
+                text = f"role {role} lacks what it needs to look at everything"
+                self.found["database"].append(Finding("error", "privileges", text, "\n".join(grants)))
+                return
+            await inspection.require_schema(self.connection, self.config)
+            self.found["database"].append(Finding("ok", "schema", f"{self.config.schema} is at the newest migration"))
+
+    @contextlib.asynccontextmanager
+    async def _bounded(self, name: str) -> AsyncIterator[None]:
+        """Run statements with the check's timeout; what fails becomes a finding."""
+        try:
+            with inspection.translated(f"checking {name}"):
+                async with self.connection.transaction(readonly=True):
+                    await self.connection.execute(f"SET LOCAL statement_timeout = {int(CHECK_S_MAX * 1000)}")
+                    yield
+        except errors.OutboxdError as exc:
+            self.found[name] += check.error_findings(name, exc)
+
+    async def _ask(self, name: str, outbox: OutboxConfig | None, question: Query) -> None:
+        """Ask, and keep the rows; a table that is locked is not waited for."""
+        key = outbox.name if outbox is not None else ""
+        if name in _LOOKS_INTO_TABLE and any(row["granted"] for row in self.rows.get(("locks", key), [])):
+            return
+        try:
+            doing = f"checking {name}{f' of outbox {key}' if key else ''}"
+            self.rows[name, key] = await query.fetch(self.connection, question, doing, timeout_s=CHECK_S_MAX)
+        except errors.OutboxdError as exc:
+            # What only takes too long says nothing of the system.
+            level: Level = "warning" if isinstance(exc, errors.StatementFailed) else "error"
+            subject = f"outbox {key}" if key else name
+            found = [replace(each, level=level) for each in check.error_findings(subject, exc)]
+            self.found[_CHECK_OF.get(name, name)] += found
+
+    def _conclude(self) -> None:
+        config, rows = self.config, self.rows
+        lags = {o.name: rows["lag", o.name][0] for o in config.outboxes if rows.get(("lag", o.name))}
+        if ("daemons", "") in rows:
+            self.found["daemons"] += symptoms.daemons(rows["daemons", ""], config)
+            self.found["claims"] += symptoms.claims(rows["daemons", ""], lags, config)
+        if ("switches", "") in rows:
+            self.found["switches"] += symptoms.switches(rows["switches", ""])
+        if ("horizon", "") in rows:
+            self.found["vacuum"] += symptoms.horizon(rows["horizon", ""])
+        for outbox in config.outboxes:
+            self._conclude_outbox(outbox)
+            if outbox.name in lags:
+                self.found["lag"] += symptoms.lag(lags[outbox.name], outbox, config.doctor.lag_slo_s)
+
+    def _conclude_outbox(self, outbox: OutboxConfig) -> None:
+        rows = {name: self.rows[name, outbox.name] for name in BY_OUTBOX if (name, outbox.name) in self.rows}
+        self.found["locks"] += symptoms.locks(rows.get("locks", []), outbox)
+        if "backoff" in rows:
+            self.found["backoff"] += symptoms.backoff(rows["backoff"][0], outbox)
+        if "failures" in rows:
+            self.found["failures"] += symptoms.failures(rows["failures"], outbox)
+        for row in rows.get("table", []):
+            self.found["tables"] += symptoms.table(row, outbox)
+            self.found["sequence"] += symptoms.sequence(row, outbox)
+
+    async def _redis(self) -> None:
+        if self.config.backfill.state != "redis":
+            return
+        try:
+            await watermark.ping(load.read_secret(self.loaded, "redis_url"))
+            self.found["redis"].append(Finding("ok", "redis", "answers"))
+        except errors.OutboxdError as exc:
+            self.found["redis"] += check.error_findings("redis", exc)
+
+
+_CHECK_OF = {"table": "tables", "horizon": "vacuum"}
+
+
+def questions(config: Config) -> Iterator[tuple[str, OutboxConfig | None, Query]]:
+    """Yield what is asked, in order: the statement's name, the outbox that it is about (None: all), the question."""
+    for name in GLOBAL:
+        yield name, None, _question(config, config.outboxes[0], name)
+    for outbox in config.outboxes:
+        for name in BY_OUTBOX:
+            yield name, outbox, _question(config, outbox, name)
+
+
+def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
+    types = configured_types(outbox)
+    names = query.names_of(config, outbox) | {
+        "regclass": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
+        "canonical": canonical,
+        "shard_options": _values((shards_key(config, scope), each.value) for scope, each in config.scopes.items()),
+        "categories": _values((category, each.value) for category, each in config.categories.items()),
+    }
+    about, statement = _comment_and_statement(_STATEMENTS[name])
+    if name == "lag":
+        for part in ("deliverable", "load", "lag_of_first"):
+            measure = _of_switches(outbox, part)
+            names[part] = Query(about="", statement=measure, names=dict(names), shard_columns=types)
+    of = f"outbox {outbox.name}: " if name in BY_OUTBOX else ""
+    return Query(
+        about=f"{of}{name}\n{about}",
+        statement=statement,
+        values={key: value for key, value in _VALUES.items() if f"{{value:{key}}}" in statement},
+        names=names,
+        shard_columns=types,
+        by_index=name in _LOOKS_UP,
+    )
+
+
+def _comment_and_statement(text: str) -> tuple[str, str]:
+    """Split a statement from its header, of which the first words are for people."""
+    found = _COMMENT.match(text)
+    header = found[0] if found else ""
+    about = [line[3:] for line in header.splitlines() if not line.startswith(("-- returns", "-- index"))]
+    return "\n".join(about), text[len(header) :]
+
+
+def _of_switches(outbox: OutboxConfig, name: str) -> str:
+    """Return the drain's own measure of its load, with what is switched off looked up instead of passed."""
+    arguments = {
+        "$1": sql.literal(outbox.name),
+        "$2": str(FIRST_ROWS if name == "lag_of_first" else ROWS_MAX),
+        "$3": "ARRAY(SELECT category FROM categories_off)",
+        "$4": "ARRAY(SELECT shard_scope FROM shards_off ORDER BY 1, shard_identifier, region_name)",
+        "$5": "ARRAY(SELECT shard_identifier FROM shards_off ORDER BY shard_scope, 1, region_name)",
+        "$6": "ARRAY(SELECT region_name FROM shards_off ORDER BY shard_scope, shard_identifier, 1)",
+        "$7": str(ROWS_LOOKED_AT_MAX),
+    }
+    _, statement = _comment_and_statement(_LOAD[name])
+    return re.sub(r"\$\d", lambda found: arguments[found[0]], statement)
+
+
+def _values(pairs: Iterator[tuple[str, int]]) -> str:
+    """Write names and numbers as rows of VALUES; one of nulls when there is none."""
+    return ", ".join(f"({sql.literal(name)}, {number})" for name, number in pairs) or "(NULL::text, NULL::int4)"

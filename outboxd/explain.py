@@ -1,0 +1,196 @@
+"""
+`outboxd explain`: one answer to "why does this shard not move?".
+
+The facts are one row of one query, which a person can ask in psql as well; `reasons` makes the answer of them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from outboxd import choose, errors, query, registry, sql
+from outboxd.claims import SHARD_CLASS, WORKER_CLASS
+from outboxd.inspection import inspect_table
+from outboxd.option_keys import shards_key
+from outboxd.query import Query
+from outboxd.reasons import Known, KnownCategory, Reason, reasons, summary
+from outboxd.shard_facts import Facts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.load import Loaded
+
+_STATEMENTS = sql.load("explain.sql")
+
+MESSAGES_MAX = 10_000
+_LOCKED = ("57014", "55P03")
+_ABOUT = """\
+Why does shard {shard} of {scope} in outbox {outbox} not move? One row: read it with \\x on.
+messages and due are counted up to {most}; is_at_least says that there are more.
+failures: what failed in it; next_attempt_at is when it is tried again. switches: pauses and options that cover it.
+claimed_by: who drains it now. daemons: who could; without backend_pid it is dead. transactions: who has written to the
+table and not committed; without since it is another role's, which only members of pg_read_all_stats see."""
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a command line asks for; `shard` as it was typed."""
+
+    outbox: OutboxConfig
+    scope: int
+    shard: str
+    region: str | None = None
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    Why a shard does not move; its fields are the keys of the JSON document.
+
+    Attributes:
+        reason: The code of the first of `reasons`, which `headline` says in words.
+        waiting: What is in the shard, in words.
+        facts: The row that `--sql` returns in psql.
+    """
+
+    outbox: str
+    region: str | None
+    scope: str
+    shard: str
+    reason: str
+    headline: str
+    waiting: str
+    reasons: list[Reason]
+    facts: dict[str, Any]
+
+
+def ask(config: Config, asked: Asked, types: Mapping[str, str] | None = None) -> Query:
+    """
+    Return the question.
+
+    Args:
+        config: Names, schema, lock key.
+        asked: The shard.
+        types: SQL types of the sharding columns, as found; None: as configured.
+
+    Raises:
+        InvalidOutboxError: The shard identifier is not of its column's type.
+    """
+    types = types or configured_types(asked.outbox)
+    identifier = choose.parse_identifier(asked.shard, types["shard_identifier"], "the shard identifier")
+    names = query.names_of(config, asked.outbox) | {
+        "regclass": f"{sql.literal(sql.quote_qualified(asked.outbox.table))}::regclass",
+        "silo": sql.literal(asked.outbox.silo),
+        "canonical": canonical,
+        "is_shard": Query(about="", statement=_is_shard(types), names={}, shard_columns={}),
+    }
+    scope = next((name for name, each in config.scopes.items() if each.value == asked.scope), str(asked.scope))
+    return Query(
+        about=_ABOUT.format(shard=identifier, scope=scope, outbox=asked.outbox.name, most=MESSAGES_MAX),
+        statement=_STATEMENTS["explain"],
+        values={
+            "shard_scope": asked.scope,
+            "shard_identifier": identifier,
+            "shard_text": str(identifier),
+            "region_name": asked.region,
+            "rows_max": MESSAGES_MAX,
+            "shard_class": SHARD_CLASS,
+            "worker_class": WORKER_CLASS,
+            "scope_option": shards_key(config, scope) if scope in config.scopes else None,
+        },
+        names=names,
+        shard_columns=types,
+        numbers=query.numbers_of(config, scope=asked.scope),
+        by_index=True,
+    )
+
+
+def lines(answer: Answer) -> list[str]:
+    """Write the answer for people: the headline, what is behind it, what to do; then what else is worth knowing."""
+    shown: list[str] = []
+    for number, reason in enumerate(answer.reasons):
+        shown.append(reason.text if number == 0 else f"also: {reason.text}")
+        shown += [f"  {detail}" for detail in reason.details]
+        shown += [f"  -> {remedy}" for remedy in reason.remedy]
+    region = f" in {answer.region}" if answer.region else ""
+    return [*shown, f"shard {answer.shard} of {answer.scope}{region}, outbox {answer.outbox}: {answer.waiting}"]
+
+
+def configured_types(outbox: OutboxConfig) -> dict[str, str]:
+    """Return the SQL types of the sharding columns as configured, for questions that are not asked of a database."""
+    types = {"shard_scope": "integer", "shard_identifier": outbox.key_type, "region_name": "text"}
+    return {column: types[column] for column in outbox.sharding_columns}
+
+
+def canonical(alias: str) -> str:
+    """Return the SQL that writes `alias.shard_identifier`, a text of a person's, as kill switches are compared."""
+    column = f"{alias}.shard_identifier"
+    bare = f"replace({column}, '-', '')"
+    return f"CASE WHEN {bare} ~ '^[0-9a-fA-F]{{32}}$' THEN {bare}::uuid::text ELSE {column} END"
+
+
+async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) -> Answer:
+    """
+    Look at a shard and say why it does not move.
+
+    Raises:
+        SchemaError, StoreUnavailable, StatementFailed: The table is missing, locked, or out of reach.
+        InvalidOutboxError: The shard identifier is not of its column's type.
+    """
+    config = loaded.config
+    table = await inspect_table(connection, asked.outbox)
+    question = ask(config, asked, table.shard_columns)
+    try:
+        row = (await query.fetch(connection, question, f"explaining a shard of outbox {asked.outbox.name}"))[0]
+    except errors.StatementFailed as exc:
+        if exc.sqlstate in _LOCKED:
+            exc.hint = "Perhaps somebody has locked the table: `outboxd doctor` says who."
+        raise
+    facts = msgspec.convert(row, Facts)
+    found = reasons(facts, known(loaded, asked.outbox))
+    return Answer(
+        outbox=asked.outbox.name,
+        region=asked.region,
+        scope=row["scope"],
+        shard=row["shard"],
+        reason=found[0].code,
+        headline=found[0].text,
+        waiting=summary(facts),
+        reasons=found,
+        facts=row,
+    )
+
+
+def known(loaded: Loaded, outbox: OutboxConfig) -> Known:
+    """Return what the configuration and the receiver modules say of categories; a module that fails is no reason."""
+    config = loaded.config
+    error, received = "", None
+    try:
+        built = registry.assemble(config, loaded.folder)
+        received = {number for number, category in built.categories.items() if category.receivers}
+    except errors.OutboxdError as exc:
+        error = exc.problems[0] if isinstance(exc, errors.ConfigError) else str(exc)
+    return Known(
+        categories={
+            category.value: KnownCategory(
+                name=name,
+                blocks=category.on_error == "block",
+                is_received=received is None or category.value in received,
+            )
+            for name, category in config.categories.items()
+        },
+        discards_unhandled=outbox.on_unhandled == "discard",
+        retry_on_new_message_s=config.drain.retry_on_new_message_s,
+        receivers_error=error,
+    )
+
+
+def _is_shard(types: Mapping[str, str]) -> str:
+    """Compare with the values; the first column as `= ANY`, for which drain.sql says why."""
+    first, *rest = types
+    conditions = [f"o.{sql.quote(first)} = ANY (ARRAY[{{value:{first}}}::{types[first]}])"]
+    return " AND ".join(conditions + [f"o.{sql.quote(column)} = {{value:{column}}}" for column in rest])

@@ -1,0 +1,368 @@
+"""
+Why a shard does not move: from facts to reasons, the one that matters first. Pure.
+
+A reason blocks when the shard cannot move before it is gone; the others are worth knowing. Rules stand in the order in
+which somebody would have to mend things: a shard that is paused gains nothing from a daemon.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+import msgspec
+
+from outboxd.display import counted, duration, moment
+from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction  # noqa: TC001  msgspec reads them
+from outboxd.sql import literal
+
+Code = Literal[
+    "draining", "uncommitted", "empty", "paused", "no_daemon", "unknown_category", "no_receiver", "behind", "backoff",
+    "not_due", "due",
+]  # fmt: skip
+ERROR_SHOWN_MAX = 300
+OPEN_S_MAX = 10.0
+
+
+class KnownCategory(msgspec.Struct, frozen=True):
+    """A category of the configuration; `blocks`: a failure holds up the whole shard."""
+
+    name: str
+    blocks: bool = True
+    is_received: bool = True
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What the configuration says.
+
+    Attributes:
+        receivers_error: Why the receivers could not be looked at; then every category counts as received.
+    """
+
+    categories: dict[int, KnownCategory]
+    discards_unhandled: bool = False
+    retry_on_new_message_s: float = 60.0
+    receivers_error: str = ""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One reason; `remedy` has commands, or sentences that say what to do."""
+
+    code: Code
+    text: str
+    details: list[str] = []
+    remedy: list[str] = []
+    blocks: bool = True
+
+
+class Case(msgspec.Struct, frozen=True):
+    """What every rule looks at."""
+
+    facts: Facts
+    known: Known
+
+    @property
+    def outbox(self) -> str:
+        """What names the outbox in a command."""
+        return f" --outbox {shlex.quote(self.facts.outbox)}"
+
+    @property
+    def region(self) -> str:
+        """What names the region in a command, where there is one."""
+        return "" if self.facts.region is None else f" --region {shlex.quote(self.facts.region)}"
+
+    def command(self, verb: str) -> str:
+        """Write a command about this shard."""
+        shard = f"{shlex.quote(self.facts.scope)} {shlex.quote(self.facts.shard)}"
+        return f"outboxd {verb} {shard}{self.outbox}{self.region}"
+
+    def failing(self) -> list[Failure]:
+        """Return the failures whose next try has not come."""
+        return [
+            f for f in self.facts.failures if f.next_attempt_at is not None and not self.facts.is_due(f.next_attempt_at)
+        ]
+
+    def blocking(self) -> Failure | None:
+        """Return the failure that holds up the whole shard, if any."""
+        default = KnownCategory("")  # an unknown category blocks
+        return next((f for f in self.failing() if self.known.categories.get(f.category, default).blocks), None)
+
+
+def reasons(facts: Facts, known: Known) -> list[Reason]:
+    """Return the reasons, at least one: those that block first, each kind in the order of the rules."""
+    case = Case(facts, known)
+    found = [reason for rule in RULES for reason in rule(case)]
+    if not any(reason.blocks for reason in found):
+        found.append(_due(case))
+    return sorted(found, key=lambda reason: not reason.blocks)
+
+
+def _draining(case: Case) -> Iterable[Reason]:
+    holder = case.facts.claimed_by
+    if holder is None:
+        return
+    if holder.pid is None:
+        who = (
+            f"a session that is no daemon: backend {holder.backend_pid} ({holder.application_name or 'without a name'})"
+        )
+        details = []
+    else:
+        who = f"the daemon with pid {holder.pid} on {holder.host}"
+        details = [f"running since {_at(case.facts, holder.started_at)}, version {holder.version}"]
+        details.append(f"its claim session is backend {holder.backend_pid}")
+    remedy = ["Wait for the delivery; one that hangs ends after receiver_timeout_s.", case.command("explain")]
+    yield Reason("draining", f"it is being drained now, by {who}", details, remedy)
+
+
+def _empty(case: Case) -> Iterable[Reason]:
+    facts = case.facts
+    if facts.messages or facts.transactions:
+        return
+    text = "no message waits in this shard: all is delivered, or was buried, or never committed"
+    details = [f"{len(facts.failures)} failed objects are still on record"] if facts.failures else []
+    yield Reason("empty", text, details, [f"outboxd dead-letters list{case.outbox}"])
+
+
+def _uncommitted(case: Case) -> Iterable[Reason]:
+    facts = case.facts
+    open_ = [each for each in facts.transactions if not facts.messages or _is_old(facts, each)]
+    if not open_:
+        return
+    one = len(open_) == 1
+    text = (
+        f"{counted(len(open_), 'open transaction')} {'has' if one else 'have'} written to the table: what"
+        f" {'it' if one else 'they'} wrote cannot be seen before {'it commits' if one else 'they commit'}"
+    )
+    details = [_transaction(facts, each) for each in open_]
+    if not facts.sees_activity:
+        details.append("this role does not see what other roles do (it lacks pg_read_all_stats): ages may be missing")
+    remedy = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(open_)]
+    yield Reason("uncommitted", text if facts.messages else f"no message can be seen, but {text}", details, remedy,
+                 blocks=not facts.messages)  # fmt: skip
+
+
+def _is_old(facts: Facts, each: Transaction) -> bool:
+    """Whether it is worth a word where messages can be seen: producers commit all the time."""
+    return each.since is None or -facts.seconds_until(each.since) >= OPEN_S_MAX
+
+
+def _transaction(facts: Facts, each: Transaction) -> str:
+    age = f"open for {duration(-facts.seconds_until(each.since))}" if each.since else "age not visible"
+    if each.prepared is not None:
+        return f"prepared transaction {each.prepared}, {age}"
+    named = [f"backend {each.pid} ({each.application_name or 'without a name'})", f"role {each.role}", each.state or ""]
+    return ", ".join([part for part in named if part] + [age])
+
+
+def _enders(transactions: list[Transaction]) -> list[str]:
+    return [
+        f"SELECT pg_terminate_backend({each.pid});"
+        if each.prepared is None
+        else f"ROLLBACK PREPARED {literal(each.prepared)};"
+        for each in transactions
+    ]
+
+
+def _paused(case: Case) -> Iterable[Reason]:
+    facts = case.facts
+    if not facts.switches:
+        return
+    whole = any(switch.covers != "category" for switch in facts.switches)
+    off = {switch.category for switch in facts.switches if switch.covers == "category"}
+    left = [count for count in facts.categories if count.category not in off]
+    blocks = facts.messages > 0 and (whole or not left)
+    first, *_ = sorted(facts.switches, key=lambda switch: switch.covers == "category")
+    messages = sum(count.messages for count in facts.categories if count.category in off)
+    part = "" if whole or blocks else f" ({_some(facts, messages)} of {_some(facts, facts.messages)})"
+    details = [_switch(facts, switch) for switch in facts.switches]
+    commands = list(dict.fromkeys(_resume(switch) for switch in facts.switches))
+    yield Reason("paused", f"{_covered(facts, first)} is switched off{part}", details, commands, blocks=blocks)
+
+
+def _covered(facts: Facts, switch: Switch) -> str:
+    match switch.covers:
+        case "outbox":
+            return f"outbox {facts.outbox}"
+        case "category":
+            return f"category {switch.category_name}"
+        case _:
+            return "the shard"
+
+
+def _switch(facts: Facts, switch: Switch) -> str:
+    what = f"pause {switch.pause}" if switch.kind == "pause" else f"option {switch.option}"
+    until = f"until {_at(facts, switch.expires_at)}" if switch.expires_at else "without end"
+    why = switch.reason or "no reason was given"
+    return f"{_covered(facts, switch)}: {what} by {switch.author or 'nobody named'}, {until}: {why}"
+
+
+def _resume(switch: Switch) -> str:
+    if switch.kind == "pause":
+        return f"outboxd resume {switch.pause}"
+    return f"Take it out of the list: outboxd options get {switch.option}"
+
+
+def _no_daemon(case: Case) -> Iterable[Reason]:
+    facts = case.facts
+    if any(daemon.backend_pid for daemon in facts.daemons) or facts.claimed_by is not None:
+        return
+    details = [
+        f"the daemon with pid {each.pid} on {each.host} has died"
+        + (f" at {_at(facts, each.died_at)}" if each.died_at else ", and nobody has noticed yet")
+        for each in facts.daemons[:3]
+    ]
+    remedy = [
+        "Start `outboxd`, or wait for the next `outboxd --once`; or drain this shard here:",
+        case.command("drain"),
+    ]
+    text = f"no daemon is running that drains outbox {facts.outbox}"
+    yield Reason("no_daemon", text, details, remedy, blocks=facts.messages > 0)
+
+
+def _unknown_category(case: Case) -> Iterable[Reason]:
+    unknown = [c for c in case.facts.categories if c.category not in case.known.categories]
+    if unknown:
+        named = ", ".join(str(each.category) for each in unknown)
+        text = f"category {named} is not in the configuration: its messages fail, and stay until somebody knows it"
+        remedy = [f"Add [categories.<NAME>] with value = {unknown[0].category}, or deploy the daemon that knows it."]
+        yield Reason("unknown_category", text, _counts(case.facts, unknown), remedy, blocks=_in_front(case, unknown))
+
+
+def _no_receiver(case: Case) -> Iterable[Reason]:
+    known = case.known
+    bare = [
+        count
+        for count in case.facts.categories
+        if count.category in known.categories and not known.categories[count.category].is_received
+    ]
+    if bare and not known.discards_unhandled:
+        text = f"no receiver is registered for category {', '.join(each.category_name for each in bare)}"
+        remedy = ['Add a @receiver to a module of [receivers] modules; or set on_unhandled = "discard" on the outbox.']
+        yield Reason("no_receiver", text, _counts(case.facts, bare), remedy, blocks=_in_front(case, bare))
+    if known.receivers_error and case.facts.messages:
+        text = "the receivers could not be looked at from here: whether all categories have one is not known"
+        yield Reason("no_receiver", text, [known.receivers_error], ["outboxd check"], blocks=False)
+
+
+def _in_front(case: Case, counts: list[CategoryCount]) -> bool:
+    """Whether one of these categories holds up the shard: it has failed, or is the first that will be tried."""
+    categories = {count.category for count in counts}
+    failing = case.blocking()
+    return case.facts.first_category in categories or (failing is not None and failing.category in categories)
+
+
+def _counts(facts: Facts, counts: list[CategoryCount]) -> list[str]:
+    return [f"category {each.category_name}: {_some(facts, each.messages)}, {each.due} due" for each in counts]
+
+
+def _behind(case: Case) -> Iterable[Reason]:
+    """Messages that are due, but wait: a failing shard is not woken by them yet."""
+    facts, failing = case.facts, case.blocking()
+    if failing is None or not facts.due:
+        return
+    rest_s = case.known.retry_on_new_message_s + facts.seconds_until(failing.last_failed_at)
+    held_s = min(facts.seconds_until(failing.next_attempt_at), rest_s)
+    if held_s <= 0:
+        return
+    text = (
+        f"{_some(facts, facts.due)} {'is due but waits' if facts.due == 1 else 'are due but wait'} behind message"
+        f" {failing.message_id} ({_object(failing)}), which fails"
+    )
+    detail = f"a new message has a failing shard tried again, but not before {duration(held_s)} from now"
+    yield Reason("behind", text, [detail, *_failure(facts, failing)], _about_failure(case, failing))
+
+
+def _backoff(case: Case) -> Iterable[Reason]:
+    facts, failing = case.facts, case.failing()
+    if not failing:
+        return
+    first = case.blocking() or failing[0]
+    text = (
+        f"in backoff after {counted(first.attempts, 'attempt')}: {_object(first)} fails;"
+        f" next try {_at(facts, first.next_attempt_at)}"
+    )
+    details = _failure(facts, first)
+    if case.blocking() is not None and facts.messages > 1:
+        details.append(f"{_some(facts, facts.messages - 1)} {'waits' if facts.messages == 2 else 'wait'} behind it")
+    others = [f"also failing: {_object(f)}, {counted(f.attempts, 'attempt')}" for f in failing if f is not first]
+    yield Reason("backoff", text, details + others, _about_failure(case, first), blocks=not facts.due)
+
+
+def _object(failing: Failure) -> str:
+    is_named = failing.category_name != str(failing.category)
+    return f"{'' if is_named else 'category '}{failing.category_name} object {failing.object_identifier}"
+
+
+def _failure(facts: Facts, failing: Failure) -> list[str]:
+    error = " ".join(failing.last_error.split())
+    shown = error if len(error) <= ERROR_SHOWN_MAX else f"{error[:ERROR_SHOWN_MAX]} …"
+    return [
+        shown or "the error has no text",
+        f"message {failing.message_id} failed first {_at(facts, failing.first_failed_at)},"
+        f" last {_at(facts, failing.last_failed_at)}",
+    ]
+
+
+def _about_failure(case: Case, failing: Failure) -> list[str]:
+    return [
+        "Mend the receiver, then have the shard tried at once; or give the message up:",
+        case.command("retry"),
+        f"outboxd bury {failing.message_id} --reason WHY{case.outbox}",
+    ]
+
+
+def _not_due(case: Case) -> Iterable[Reason]:
+    facts = case.facts
+    if facts.due or not facts.messages or case.failing():
+        return
+    text = f"nothing is due: the next message is {_at(facts, facts.next_due_at)}"
+    yield Reason("not_due", text, [_waiting(facts)], ["Wait; or have it delivered now:", case.command("retry")])
+
+
+def _due(case: Case) -> Reason:
+    facts = case.facts
+    text = (
+        f"{_some(facts, facts.due)} {'is' if facts.due == 1 else 'are'} due, and nothing is in the way: wait a moment"
+    )
+    details = [_waiting(facts)]
+    details += [
+        f"{_object(f)} has failed {f.attempts} times and is due for its next try"
+        for f in facts.failures
+        if f.next_attempt_at is not None and facts.is_due(f.next_attempt_at)
+    ]
+    remedy = ["If it still waits in a minute, the daemon is behind or stuck:", "outboxd doctor"]
+    return Reason("due", text, details, remedy)
+
+
+def _waiting(facts: Facts) -> str:
+    """Say how much waits, and since when."""
+    age = f", the oldest for {duration(-facts.seconds_until(facts.oldest_added_at))}" if facts.oldest_added_at else ""
+    return f"{_some(facts, facts.messages)} in all{age}"
+
+
+def summary(facts: Facts) -> str:
+    """Say in a line what is in the shard."""
+    return f"{_some(facts, facts.messages)}, {facts.due:,} due"
+
+
+def _some(facts: Facts, count: int) -> str:
+    least = "at least " if facts.is_at_least and count > 1 else ""
+    return f"{least}{counted(count, 'message')}"
+
+
+def _at(facts: Facts, time: str | None) -> str:
+    """Write a time with how far away it is."""
+    seconds = facts.seconds_until(time)
+    if time is None or math.isinf(seconds):
+        return "never" if seconds > 0 else "at no time known"
+    away = f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
+    return f"{moment(time)} ({away})"
+
+
+Rule = Callable[[Case], Iterable[Reason]]
+RULES: tuple[Rule, ...] = (
+    _draining, _empty, _paused, _no_daemon, _uncommitted, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
+)  # fmt: skip

@@ -1,0 +1,130 @@
+"""What is known of one shard: the row of `explain.sql`, typed. Times are ISO 8601 in UTC, or `infinity`."""
+
+from __future__ import annotations
+
+import datetime as dt
+import math
+from typing import Literal
+
+import msgspec
+
+
+class CategoryCount(msgspec.Struct, frozen=True):
+    """Messages of one category in the shard."""
+
+    category: int
+    category_name: str
+    messages: int
+    due: int
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A row of `outboxd.failure`; `next_attempt_at` is None when its first message is gone."""
+
+    category: int
+    category_name: str
+    object_identifier: str
+    attempts: int
+    last_error: str
+    first_failed_at: str
+    last_failed_at: str
+    message_id: int
+    next_attempt_at: str | None
+
+
+class Switch(msgspec.Struct, frozen=True):
+    """A pause or an option that covers the shard, a category in it, or its outbox."""
+
+    kind: Literal["pause", "option"]
+    covers: Literal["outbox", "category", "shard"]
+    category: int | None
+    category_name: str | None
+    pause: int | None
+    option: str | None
+    reason: str | None
+    author: str | None
+    since: str
+    expires_at: str | None
+
+
+class Holder(msgspec.Struct, frozen=True):
+    """Who has locked the shard; without `pid` it is registered as nobody."""
+
+    backend_pid: int | None
+    application_name: str | None
+    host: str | None
+    pid: int | None
+    version: str | None
+    started_at: str | None
+
+
+class Daemon(msgspec.Struct, frozen=True):
+    """A row of `outboxd.worker`; without `backend_pid` nobody holds its lock: it is dead."""
+
+    id: int
+    host: str
+    pid: int
+    version: str
+    silo_mode: str
+    started_at: str
+    died_at: str | None
+    backend_pid: int | None
+
+
+class Transaction(msgspec.Struct, frozen=True):
+    """Somebody who has written to the table and not committed; `since` is None where this role may not see it."""
+
+    pid: int | None
+    application_name: str | None
+    role: str | None
+    state: str | None
+    since: str | None
+    prepared: str | None
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """The row of `explain.sql`."""
+
+    asked_at: str
+    outbox: str
+    region: str | None
+    scope: str
+    shard: str
+    messages: int
+    due: int
+    is_at_least: bool
+    oldest_added_at: str | None
+    newest_added_at: str | None
+    next_due_at: str | None
+    first_id: int | None
+    first_category: int | None
+    categories: list[CategoryCount] = []
+    failures: list[Failure] = []
+    switches: list[Switch] = []
+    claimed_by: Holder | None = None
+    daemons: list[Daemon] = []
+    transactions: list[Transaction] = []
+    sees_activity: bool = True
+
+    def seconds_until(self, time: str | None) -> float:
+        """Tell it; infinite for `infinity` and what is beyond the calendar, negative when it is past."""
+        if time is None or time.startswith("-"):
+            return -math.inf
+        try:
+            return (parsed(time) - parsed(self.asked_at)).total_seconds()
+        except ValueError:
+            return -math.inf if "BC" in time else math.inf
+
+    def is_due(self, time: str | None) -> bool:
+        """Whether that time has come."""
+        return self.seconds_until(time) <= 0
+
+
+def parsed(time: str) -> dt.datetime:
+    """
+    Read a time as JSON has it.
+
+    Raises:
+        ValueError: `infinity`, or beyond what a datetime can hold.
+    """
+    return dt.datetime.fromisoformat(time)

@@ -1,0 +1,267 @@
+-- What `outboxd doctor` asks. Nothing here writes or locks a row; what reads an outbox is bounded.
+--
+-- Names in braces beside those of `query.names_of`: {regclass} of the outbox; {canonical:x} (x.shard_identifier as the
+-- daemon compares it); {shard_options}, {categories}: VALUES of names and numbers; {load}, {lag_of_first}: statements of
+-- backfill.sql.
+-- Values: shard_class and worker_class int4 (lock classes), rows_max and shards_max int8 (bounds), death_counts_s int8.
+
+-- name: daemons
+-- Daemons and runs of --once that have registered. Without backend_pid nobody holds the lock of the row: it has died.
+-- quiet_s: seconds since its claim session did anything; empty where this role may not see it.
+-- returns          one row a daemon
+SELECT
+    w.id,
+    w.host,
+    w.pid,
+    w.version,
+    w.silo_mode,
+    (
+        SELECT coalesce(json_agg(o.outbox ->> 'name'), '[]')
+        FROM jsonb_array_elements(CASE jsonb_typeof(w.outboxes) WHEN 'array' THEN w.outboxes ELSE '[]' END) AS o (outbox)
+    ) AS outboxes,
+    w.started_at,
+    w.died_at,
+    coalesce(w.died_at < now() - make_interval(secs => {value:death_counts_s}), false) AS is_long_dead,
+    registered.pid AS backend_pid,
+    round(extract(epoch FROM clock_timestamp() - a.state_change), 1)::float8 AS quiet_s,
+    (
+        SELECT count(*)
+        FROM pg_locks AS held
+        WHERE held.pid = registered.pid
+            AND held.locktype = 'advisory'
+            AND held.classid::int8 = {value:shard_class}
+            AND held.objsubid = 2
+    ) AS claimed
+FROM {schema}.worker AS w
+LEFT JOIN pg_locks AS registered
+    ON registered.locktype = 'advisory'
+    AND registered.granted
+    AND registered.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND registered.classid::int8 = {value:worker_class}
+    AND registered.objid::int8 = w.id
+    AND registered.objsubid = 2
+LEFT JOIN pg_stat_activity AS a ON a.pid = registered.pid
+ORDER BY w.id
+LIMIT 100
+
+-- name: switches
+-- Pauses and options that switch something off now. problem: why it has no effect.
+-- returns          one row each, the oldest first
+SELECT
+    'pause' AS kind,
+    p.id::text AS name,
+    CASE p.kind
+        WHEN 'outbox' THEN 'outbox ' || p.outbox
+        WHEN 'category' THEN 'category ' || {category_name:p}
+        WHEN 'shard' THEN
+            'shard ' || p.shard_identifier || ' of ' || {scope_name:p} || coalesce(' in ' || p.region_name, '')
+        ELSE 'backfill of ' || coalesce(p.table_name, 'every table')
+    END AS what,
+    NULL AS problem,
+    p.reason,
+    p.author,
+    p.created_at AS since,
+    p.expires_at,
+    p.created_at < now() - interval '1 day' AS is_old
+FROM {schema}.pause AS p
+WHERE p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
+UNION ALL
+SELECT
+    'option',
+    opt.key,
+    left(opt.value::text, 200),
+    CASE WHEN jsonb_typeof(opt.value) <> 'array' THEN 'it is no JSON list' END,
+    opt.reason,
+    opt.updated_by,
+    opt.updated_at,
+    opt.expires_at,
+    opt.updated_at < now() - interval '1 day'
+FROM {schema}.option AS opt
+WHERE opt.updated_at <= now()
+    AND (opt.expires_at IS NULL OR opt.expires_at > now())
+    AND opt.value <> '[]'
+    AND (
+        opt.key IN ('outbox.disabled_outboxes', 'outbox.disabled_categories')
+        OR opt.key IN (SELECT known.key FROM (VALUES {shard_options}) AS known (key, shard_scope))
+    )
+ORDER BY since, name
+LIMIT 100
+
+-- name: locks
+-- Who locks the whole table against writers, or waits to: nobody gets past either.
+-- returns          one row a lock
+SELECT
+    l.pid,
+    a.application_name AS application,
+    a.usename::text AS role,
+    a.state,
+    l.mode,
+    l.granted,
+    round(extract(epoch FROM clock_timestamp() - a.xact_start), 1)::float8 AS age_s
+FROM pg_locks AS l
+LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+WHERE l.locktype = 'relation'
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND l.relation = {regclass}
+    AND l.mode IN ('ShareLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+    AND l.pid IS DISTINCT FROM pg_backend_pid()
+ORDER BY l.granted DESC, l.pid
+LIMIT 10
+
+-- name: backoff
+-- How many of the shards with messages are failing; jumps from shard to shard, up to a bound.
+-- returns          one row
+-- index            (<sharding columns>, id); primary key of outboxd.failure
+WITH RECURSIVE found AS (
+    (
+        SELECT {shard:o} FROM {table} AS o ORDER BY {shard:o} LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM found
+    CROSS JOIN LATERAL (
+        SELECT {shard:o} FROM {table} AS o WHERE ({shard:o}) > ({shard:found}) ORDER BY {shard:o} LIMIT 1
+    ) AS following
+)
+SELECT
+    count(*) AS shards,
+    count(*) FILTER (
+        WHERE EXISTS (
+            SELECT
+            FROM {schema}.failure AS f
+            WHERE f.outbox = {outbox}
+                AND f.shard_scope = few.shard_scope
+                AND f.shard_identifier = few.shard_identifier::text
+                AND f.region_name = {region_text:few}
+        )
+    ) AS failing,
+    count(*) >= {value:shards_max} AS is_at_least
+FROM (SELECT * FROM found LIMIT {value:shards_max}) AS few
+LIMIT 1
+
+-- name: failures
+-- What receivers fail with, alike errors together (numbers in them do not count), the one that holds most shards first.
+-- returns          one row an error, at most five
+-- index            primary key of outboxd.failure
+SELECT
+    {category_name:few} AS category,
+    count(DISTINCT (few.shard_scope, few.shard_identifier, few.region_name)) AS shards,
+    count(*) AS objects,
+    max(few.attempts) AS attempts,
+    min(few.first_failed_at) AS first_failed_at,
+    max(few.last_failed_at) AS last_failed_at,
+    min(left(few.last_error, 300)) AS error
+FROM (SELECT * FROM {schema}.failure AS f WHERE f.outbox = {outbox} LIMIT {value:rows_max}) AS few
+GROUP BY few.category, regexp_replace(left(few.last_error, 200), '[0-9]+', '#', 'g')
+ORDER BY 2 DESC, 4 DESC, 1
+LIMIT 5
+
+-- name: table
+-- How the table is: rows and dead rows as the statistics have them, sizes in bytes, and the room of its ids.
+-- last_id is empty where this role may not see it.
+-- returns          one row
+SELECT
+    c.oid::regclass::text AS name,
+    s.n_live_tup AS live_rows,
+    s.n_dead_tup AS dead_rows,
+    greatest(s.last_vacuum, s.last_autovacuum) AS vacuumed_at,
+    EXISTS (SELECT FROM pg_stat_progress_vacuum AS p WHERE p.relid = c.oid) AS is_being_vacuumed,
+    coalesce('autovacuum_enabled=false' = ANY (c.reloptions) OR 'autovacuum_enabled=off' = ANY (c.reloptions), false)
+        AS is_never_vacuumed,
+    pg_relation_size(c.oid) AS table_bytes,
+    pg_indexes_size(c.oid) AS index_bytes,
+    age(c.relfrozenxid) AS xid_age,
+    current_setting('autovacuum_freeze_max_age')::int8 AS xid_age_max,
+    greatest(
+        (SELECT max(o.id) FROM {table} AS o),
+        CASE WHEN has_sequence_privilege(q.seqrelid, 'USAGE, SELECT') THEN pg_sequence_last_value(q.seqrelid) END
+    ) AS last_id,
+    least(
+        coalesce(q.seqmax, 9223372036854775807),
+        CASE format_type(i.atttypid, NULL) WHEN 'integer' THEN 2147483647 ELSE 9223372036854775807 END
+    ) AS id_max
+FROM pg_class AS c
+JOIN pg_attribute AS i ON i.attrelid = c.oid AND i.attname = 'id'
+LEFT JOIN pg_stat_user_tables AS s ON s.relid = c.oid
+LEFT JOIN pg_sequence AS q ON q.seqrelid = pg_get_serial_sequence({regclass}::text, 'id')::regclass
+WHERE c.oid = {regclass}
+LIMIT 1
+
+-- name: horizon
+-- What keeps vacuum from removing dead rows: transactions, prepared transactions, replication slots; the oldest first.
+-- sees_activity: whether this role sees what other roles do. It may be alone in its row.
+-- returns          one row each
+SELECT holder.*, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_activity
+FROM (SELECT) AS once
+LEFT JOIN (
+    SELECT
+        CASE a.backend_type WHEN 'walsender' THEN 'standby' ELSE 'transaction' END AS kind,
+        a.pid,
+        a.application_name AS name,
+        a.usename::text AS role,
+        a.state,
+        round(extract(epoch FROM clock_timestamp() - a.xact_start), 1)::float8 AS age_s,
+        greatest(age(a.backend_xid), age(a.backend_xmin)) AS xid_age
+    FROM pg_stat_activity AS a
+    WHERE (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)
+        AND a.pid <> pg_backend_pid()
+        AND (a.datname = current_database() AND a.backend_type = 'client backend' OR a.backend_type = 'walsender')
+    UNION ALL
+    SELECT 'prepared', NULL, x.gid, x.owner::text, NULL,
+        round(extract(epoch FROM clock_timestamp() - x.prepared), 1)::float8, age(x.transaction)
+    FROM pg_prepared_xacts AS x
+    WHERE x.database = current_database()
+    UNION ALL
+    SELECT
+        'slot', r.active_pid, r.slot_name::text, NULL, CASE WHEN r.active THEN 'active' ELSE 'inactive' END, NULL,
+        age(r.xmin)
+    FROM pg_replication_slots AS r
+    WHERE r.xmin IS NOT NULL
+) AS holder ON true
+ORDER BY holder.age_s DESC NULLS LAST, holder.xid_age DESC
+LIMIT 5
+
+-- name: lag
+-- How far the drain is behind: due messages that it could deliver now, and the age of the oldest; what is paused or of a
+-- failing shard does not count, and no more than a bound is counted. is_off: the outbox is switched off.
+-- returns          one row
+-- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
+WITH pauses AS (
+    SELECT * FROM {schema}.pause AS p WHERE p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
+),
+options AS (
+    SELECT opt.key, CASE jsonb_typeof(opt.value) WHEN 'array' THEN opt.value ELSE '[]' END AS value
+    FROM {schema}.option AS opt
+    WHERE opt.updated_at <= now() AND (opt.expires_at IS NULL OR opt.expires_at > now())
+),
+shards_off AS MATERIALIZED (
+    SELECT p.shard_scope, {canonical:p} AS shard_identifier, p.region_name FROM pauses AS p WHERE p.kind = 'shard'
+    UNION ALL
+    SELECT known.shard_scope, {canonical:named}, NULL
+    FROM (VALUES {shard_options}) AS known (key, shard_scope)
+    JOIN options ON options.key = known.key
+    CROSS JOIN LATERAL jsonb_array_elements_text(options.value) AS named (shard_identifier)
+),
+categories_off AS MATERIALIZED (
+    SELECT p.category FROM pauses AS p WHERE p.kind = 'category'
+    UNION
+    SELECT known.category
+    FROM (VALUES {categories}) AS known (name, category)
+    JOIN options ON options.key = 'outbox.disabled_categories' AND options.value @> to_jsonb(known.name)
+)
+SELECT
+    load.scheduled AS due,
+    -- The oldest of a long backlog may lie behind what is counted, but then among the first of the table.
+    round(greatest(load.lag_s, CASE WHEN load.scheduled >= {value:rows_max} THEN first.lag_s END)::numeric, 1)::float8
+        AS lag_s,
+    EXISTS (SELECT FROM pauses AS p WHERE p.kind = 'outbox' AND p.outbox = {outbox})
+        OR EXISTS (
+            SELECT FROM options WHERE options.key = 'outbox.disabled_outboxes' AND options.value @> to_jsonb({outbox}::text)
+        ) AS is_off
+FROM (
+{load}
+) AS load
+CROSS JOIN LATERAL (
+{lag_of_first}
+) AS first
+LIMIT 1

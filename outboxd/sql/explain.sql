@@ -1,0 +1,188 @@
+-- Why a shard does not move: everything that may keep it, gathered in one row.
+--
+-- Names in braces beside those of `query.names_of`: {is_shard} (o is a message of the shard that is asked for),
+-- {regclass} and {silo} of the outbox, {canonical:x} (x.shard_identifier as the daemon
+-- compares it).
+--
+-- Values: shard_scope int4, shard_identifier as its column, shard_text text (the same as text), region_name text or null,
+-- rows_max int8 (messages looked at), shard_class and worker_class int4 (lock classes), scope_option text or null.
+
+-- name: explain
+-- returns          one row; lists are JSON
+-- index            (<sharding columns>, id); primary keys of the outbox and of outboxd.failure
+WITH asked AS (
+    SELECT
+        {value:shard_scope}::int4 AS shard_scope,
+        {value:shard_text}::text AS shard_identifier,
+        {value:region_name}::text AS region_name
+),
+waiting AS MATERIALIZED (
+    SELECT o.id, o.category, o.object_identifier::text AS object_identifier, o.scheduled_for, o.date_added
+    FROM {table} AS o
+    WHERE {is_shard}
+    ORDER BY {shard:o}, o.id
+    LIMIT {value:rows_max}
+),
+categories AS (
+    SELECT
+        w.category,
+        {category_name:w} AS category_name,
+        count(*) AS messages,
+        count(*) FILTER (WHERE w.scheduled_for <= now()) AS due
+    FROM waiting AS w
+    GROUP BY w.category
+    ORDER BY min(w.id)
+    LIMIT 100
+),
+failures AS (
+    SELECT
+        f.category,
+        {category_name:f} AS category_name,
+        f.object_identifier,
+        f.attempts,
+        f.last_error,
+        f.first_failed_at,
+        f.last_failed_at,
+        f.message_id,
+        head.scheduled_for AS next_attempt_at
+    FROM asked
+    JOIN {schema}.failure AS f
+        ON f.outbox = {outbox}
+        AND f.shard_scope = asked.shard_scope
+        AND f.shard_identifier = asked.shard_identifier
+        AND f.region_name = coalesce(asked.region_name, '')
+    LEFT JOIN LATERAL (
+        SELECT o.scheduled_for FROM {table} AS o WHERE o.id = f.message_id ORDER BY o.id LIMIT 1
+    ) AS head ON true
+    ORDER BY f.message_id
+    LIMIT 20
+),
+switches AS (
+    SELECT
+        'pause' AS kind,
+        p.kind AS covers,
+        p.category,
+        {category_name:p} AS category_name,
+        p.id AS pause,
+        NULL AS option,
+        p.reason,
+        p.author,
+        p.created_at AS since,
+        p.expires_at
+    FROM asked
+    JOIN {schema}.pause AS p ON p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
+    WHERE p.kind = 'outbox' AND p.outbox = {outbox}
+        OR p.kind = 'category' AND p.category IN (SELECT category FROM waiting)
+        OR p.kind = 'shard'
+            AND p.shard_scope = asked.shard_scope
+            AND {canonical:p} = asked.shard_identifier
+            AND (p.region_name IS NULL OR p.region_name = asked.region_name)
+    UNION ALL
+    SELECT
+        'option', listed.covers, listed.category, listed.category_name, NULL, opt.key, opt.reason, opt.updated_by,
+        opt.updated_at, opt.expires_at
+    FROM (SELECT * FROM {schema}.option WHERE jsonb_typeof(value) = 'array') AS opt
+    CROSS JOIN LATERAL (
+        SELECT 'outbox' AS covers, NULL::int4 AS category, NULL AS category_name
+        WHERE opt.key = 'outbox.disabled_outboxes' AND opt.value @> to_jsonb({outbox}::text)
+        UNION ALL
+        SELECT 'category', c.category, c.category_name
+        FROM categories AS c
+        WHERE opt.key = 'outbox.disabled_categories'
+            AND c.category_name <> c.category::text -- a number there means nothing to the daemon
+            AND opt.value @> to_jsonb(c.category_name)
+        UNION ALL
+        SELECT 'shard', NULL, NULL
+        FROM asked
+        WHERE opt.key = {value:scope_option}::text
+            AND EXISTS (
+                SELECT
+                FROM jsonb_array_elements_text(opt.value) AS named (shard_identifier)
+                WHERE {canonical:named} = asked.shard_identifier
+            )
+    ) AS listed
+    WHERE opt.updated_at <= now() AND (opt.expires_at IS NULL OR opt.expires_at > now())
+    LIMIT 20
+),
+locks AS MATERIALIZED (
+    SELECT l.locktype, l.pid, l.classid::int8 AS classid, l.objid::int8 AS objid, l.virtualtransaction
+    FROM pg_locks AS l
+    WHERE l.granted
+        AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND (
+            l.locktype = 'advisory' AND l.objsubid = 2
+            OR l.locktype = 'relation' AND l.relation = {regclass} AND l.mode = 'RowExclusiveLock'
+        )
+),
+daemons AS (
+    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, registered.pid AS backend_pid
+    FROM {schema}.worker AS w
+    LEFT JOIN locks AS registered
+        ON registered.locktype = 'advisory'
+        AND registered.classid = {value:worker_class}
+        AND registered.objid = w.id
+    WHERE w.silo_mode IN ('monolith', {silo})
+        AND w.outboxes @> jsonb_build_array(jsonb_build_object('name', {outbox}::text))
+    ORDER BY w.id DESC
+    LIMIT 100
+),
+holder AS (
+    SELECT l.pid AS backend_pid, a.application_name, d.host, d.pid, d.version, d.started_at
+    FROM asked
+    JOIN locks AS l
+        ON l.locktype = 'advisory'
+        AND l.classid = {value:shard_class}
+        -- A key of 32 bits is shown without its sign.
+        AND l.objid = ({lock_key:asked}::int8 & 4294967295)
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    LEFT JOIN daemons AS d ON d.backend_pid = l.pid
+    LIMIT 1
+),
+transactions AS (
+    -- Who holds this lock has written to the table, or is about to; what it wrote cannot be seen before it commits.
+    SELECT
+        l.pid,
+        a.application_name,
+        a.usename::text AS role,
+        a.state,
+        coalesce(a.xact_start, x.prepared) AS since,
+        x.gid AS prepared
+    FROM locks AS l
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    -- A prepared transaction has no backend; its lock on its own number tells it by name.
+    LEFT JOIN pg_locks AS own
+        ON l.pid IS NULL
+        AND own.pid IS NULL
+        AND own.locktype = 'transactionid'
+        AND own.virtualtransaction = l.virtualtransaction
+    LEFT JOIN pg_prepared_xacts AS x ON x.transaction = own.transactionid
+    WHERE l.locktype = 'relation'
+        AND l.pid IS DISTINCT FROM pg_backend_pid()
+        AND coalesce(a.application_name, '') NOT LIKE 'outboxd: settle %'
+    ORDER BY 5, 1
+    LIMIT 20
+)
+SELECT
+    now() AS asked_at,
+    {outbox} AS outbox,
+    asked.region_name AS region,
+    {scope_name:asked} AS scope,
+    asked.shard_identifier AS shard,
+    {lock_key:asked} AS lock_key,
+    (SELECT count(*) FROM waiting) AS messages,
+    (SELECT count(*) FROM waiting WHERE scheduled_for <= now()) AS due,
+    (SELECT count(*) FROM waiting) >= {value:rows_max} AS is_at_least,
+    (SELECT min(date_added) FROM waiting) AS oldest_added_at,
+    (SELECT max(date_added) FROM waiting) AS newest_added_at,
+    (SELECT min(scheduled_for) FROM waiting WHERE scheduled_for > now()) AS next_due_at,
+    (SELECT id FROM waiting ORDER BY id LIMIT 1) AS first_id,
+    (SELECT category FROM waiting ORDER BY id LIMIT 1) AS first_category,
+    (SELECT coalesce(json_agg(c), '[]') FROM categories AS c) AS categories,
+    (SELECT coalesce(json_agg(f), '[]') FROM failures AS f) AS failures,
+    (SELECT coalesce(json_agg(s), '[]') FROM switches AS s) AS switches,
+    (SELECT row_to_json(h) FROM holder AS h) AS claimed_by,
+    (SELECT coalesce(json_agg(d), '[]') FROM daemons AS d) AS daemons,
+    (SELECT coalesce(json_agg(t), '[]') FROM transactions AS t) AS transactions,
+    pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_activity
+FROM asked
+LIMIT 1
