@@ -1,14 +1,19 @@
-"""What an operator does to messages by hand: try them again now."""
+"""What an operator does to messages by hand: try them again now; and who is at work on a shard meanwhile."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from outboxd import choose, contract, errors, inspection, sql
+from outboxd import choose, contract, display, errors, inspection, sql
+from outboxd.claims import SHARD_CLASS, WORKER_CLASS
 from outboxd.outbox import renderer_of
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
@@ -18,6 +23,44 @@ if TYPE_CHECKING:
 _STATEMENTS = sql.load("acts.sql")
 
 SHARDS_MAX = 100_000
+PATIENCE_S = 5.0
+"""How long an act waits for a shard that somebody else is at work on."""
+TRY_EVERY_S = 0.25
+LOCK_TIMEOUT_S = 5
+STATEMENT_TIMEOUT_S = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who holds a shard's lock; the last three are those of the daemon that the session belongs to, where it does."""
+
+    backend_pid: int
+    application_name: str | None
+    pid: int | None
+    host: str | None
+    started_at: dt.datetime | None
+
+    def __str__(self) -> str:
+        if self.started_at is not None:
+            since = display.moment(self.started_at)
+            return f"the outboxd with pid {self.pid} on {self.host}, which runs since {since}"
+        return f"the session with backend pid {self.backend_pid} ({self.application_name or 'without a name'})"
+
+
+@contextlib.asynccontextmanager
+async def transaction(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """
+    Open a transaction that waits for no lock longer than `LOCK_TIMEOUT_S`, nor runs on for ever.
+
+    An act moves a few rows of tables of any size, whose statistics are often those of an empty one: by index.
+    """
+    async with connection.transaction():
+        await connection.execute(
+            f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s';"
+            " SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off;"
+            " SET LOCAL jit = off"
+        )
+        yield
 
 
 class Stuck(NamedTuple):
@@ -145,3 +188,27 @@ async def retry_shards(
 ) -> int:
     """Make shards due now, one after another, each in a transaction of its own; returns how many messages moved."""
     return sum([await retry_shard(connection, config, one.outbox, one.table, one.shard, categories) for one in stuck])
+
+
+async def lock_key(connection: asyncpg.Connection, config: Config, table: Table, shard: ShardKey) -> int:
+    """Return the key that a shard is locked by."""
+    statement = renderer_of(table, config.schema).render(_STATEMENTS["lock_key"])
+    with inspection.translated("making the lock key of a shard"):
+        key: int = await connection.fetchval(statement, *shard)
+    return key
+
+
+async def count_shard(connection: asyncpg.Connection, config: Config, table: Table, shard: ShardKey) -> int:
+    """Count the messages of a shard; takes a second for some millions."""
+    statement = renderer_of(table, config.schema).render(_STATEMENTS["count_shard"])
+    with inspection.translated("counting the messages of a shard"):
+        messages: int = await connection.fetchval(statement, *shard)
+    return messages
+
+
+async def find_holder(connection: asyncpg.Connection, config: Config, key: int) -> Holder | None:
+    """Tell who holds the lock of a shard; None when nobody does any more."""
+    statement = sql.Renderer({"schema": sql.quote(config.schema)}, {}).render(_STATEMENTS["holder"])
+    with inspection.translated("looking for the holder of a shard"):
+        row = await connection.fetchrow(statement, SHARD_CLASS, key, WORKER_CLASS)
+    return None if row is None else Holder(*row)

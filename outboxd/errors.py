@@ -9,6 +9,7 @@ Every error that outboxd raises on purpose.
     ├── FleetError                  exit 78   a living daemon has other outboxes or sharding columns
     ├── StoreUnavailable            exit 69   database or Redis cannot be reached; worth trying again
     ├── StatementFailed             exit 1    the database refused a statement (locked, timed out, broken)
+    ├── ActRefused                  exit 1    an operator's act cannot be done as things are; nothing was changed
     ├── WatermarkError              exit 78   what stands as a backfill's watermark is none
     ├── InvalidOutboxError          exit 2    a message that breaks the rules; nothing was written
     ├── OutboxFlushError                      a receiver failed while messages were flushed
@@ -90,6 +91,10 @@ class StatementFailed(OutboxdError):  # noqa: N818
     def __init__(self, message: str, *, sqlstate: str = "", hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.sqlstate = sqlstate
+
+
+class ActRefused(OutboxdError):  # noqa: N818
+    """An operator's act cannot be done as things are in the database; nothing was changed."""
 
 
 class WatermarkError(OutboxdError):

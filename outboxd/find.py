@@ -131,3 +131,27 @@ class Finder:
         self._id_seen = new.id_max
         self._woken = self._woken or new.more
         return new.candidates
+
+
+class OneShard(Finder):
+    """
+    Finds one shard of an outbox and no other; each look is a whole pass.
+
+    Args:
+        outbox: Where to look.
+        live: Its `turn_rows_max` is how many of the shard's first messages are looked at.
+        shard: Whose messages.
+    """
+
+    def __init__(self, outbox: Outbox, live: Live, shard: ShardKey) -> None:
+        super().__init__(outbox, live)
+        self._shard = shard
+
+    def wake(self) -> None:
+        """Nothing to note: most of what is new is not in this shard, and the next look sees what is."""
+
+    async def _step(self) -> list[Candidate]:
+        found = await self._outbox.find_shard(self._shard, self._live.drain.turn_rows_max)
+        self._next_pass_at = time.monotonic() + self._live.poll_interval_s
+        self.passes += 1
+        return found

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from outboxd import errors, log, registry, sentry
+from outboxd.housekeeping import Housekeeping
 from outboxd.lifecycle import ServiceManager
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.once import drain_once
@@ -156,6 +157,7 @@ class Daemon:
             redis_url=lambda: read_secret(self._loaded, "redis_url"),
             backfills=True,
         )
+        self._housekeeping = Housekeeping(self._loaded.config, lambda: session_dsn(self._loaded))
         self._pipeline.live.on_progress = self._manager.progressed
         self._pipeline.live.on_failed = sentry.reporter(self._loaded.config.sentry)
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
@@ -217,6 +219,7 @@ class Daemon:
             self._announce_readiness,
             self._summarise,
             self._reload_when_told,
+            self._housekeeping.run,
             self._stopper.run,
             self._announce_stop,
             *companions,
@@ -259,6 +262,7 @@ class Daemon:
             _log.warning("config.restart_needed", keys=kept)
         log.configure(loaded.config.log.format, loaded.config.log.level)
         self._pipeline.apply(loaded.config, built)
+        self._housekeeping.keep_days = loaded.config.dead_letter.keep_days
         _log.info("config.reloaded", source=str(loaded.source or ""))
 
     async def _summarise(self) -> NoReturn:

@@ -9,10 +9,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import click
 import msgspec
 
 from outboxd import errors, sentry
+from outboxd.housekeeping import Housekeeping
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from outboxd.registry import Registry
+
+HOUSEKEEPING_BATCHES_MAX = 10
+HOUSEKEEPING_S_MAX = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +89,9 @@ async def drain_once(
     try:
         ran = await pipeline.claims.lock_once(_subject(loaded))
         if ran:
-            await _run(pipeline, max_seconds)
+            if not await _run(pipeline, max_seconds):
+                with anyio.move_on_after(HOUSEKEEPING_S_MAX):
+                    await Housekeeping(loaded.config, pipeline.dsn).tidy(HOUSEKEEPING_BATCHES_MAX)
         elif not quiet:
             click.echo("another --once on this configuration is running", err=True)
     finally:
@@ -103,7 +110,8 @@ async def drain_once(
     return EXIT_HARD_STOP if pipeline.live.stopping_hard or summary.failed_shards else 0
 
 
-async def _run(pipeline: Pipeline, max_seconds: float | None) -> None:
+async def _run(pipeline: Pipeline, max_seconds: float | None) -> bool:
+    """Run to the end, and tell whether that came before its time."""
     stopper = Stopper(pipeline, expected=True)
     stopper.listen()
     if max_seconds is not None:
@@ -111,6 +119,7 @@ async def _run(pipeline: Pipeline, max_seconds: float | None) -> None:
     # What receivers print must not spoil the document on stdout.
     with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
         await pipeline.run(stopper.run)
+    return stopper.stopping.is_set()
 
 
 def _subject(loaded: Loaded) -> str:

@@ -115,6 +115,11 @@ class Outbox:
             return list(found.values()), None
         return list(found.values()), (rows[-1][0], tuple(rows[-1])[2:])
 
+    async def find_shard(self, shard: ShardKey, limit: int) -> list[Candidate]:
+        """Find this one shard, if any of its first *limit* messages is due."""
+        rows = await self._fetch(self.finding, "find_shard", limit, *shard)
+        return [Candidate(shard, row[1], row[0]) for row in rows]
+
     async def find_new(self, id_seen: int, limit: int = 5_000) -> NewMessages:
         """Look at messages with an id above *id_seen*, at most *limit* of them."""
         rows = await self._fetch(self.finding, "find_new", id_seen, limit)

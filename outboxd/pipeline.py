@@ -23,6 +23,7 @@ from outboxd.bounded import BoundedRun
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
 from outboxd.drain import Drain, Lane
+from outboxd.find import Finder, OneShard
 from outboxd.inspection import inspect_table, require_database
 from outboxd.live import Live
 from outboxd.meter import Meter
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from outboxd.config import Config, OutboxConfig
     from outboxd.inspection import Table
+    from outboxd.model import ShardKey
     from outboxd.registry import Registry
     from outboxd.turn import Turn
 
@@ -108,6 +110,7 @@ class Branch:
         scheduler = Scheduler(
             self.outbox,
             pipeline.claims,
+            finder=pipeline.finder_of(self.outbox),
             live=live,
             on_claimed=lambda claim, candidate: reader.put(claim, candidate),
             bounded=self.bounded,
@@ -179,6 +182,7 @@ class Pipeline:
         rounds_max: ... or after so many passes that found something.
         redis_url: Tells where Redis is, for watermarks that are kept there.
         backfills: Whether tables are walked: all the time, or (bounded) for a minute's allowance at the end.
+        only: The name of an outbox and one shard of it: nothing else is drained, or looked at.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class Pipeline:
         rounds_max: int | None = None,
         redis_url: Callable[[], str] = lambda: "",
         backfills: bool = False,
+        only: tuple[str, ShardKey] | None = None,
     ) -> None:
         self.config = config
         self.dsn = dsn
@@ -200,7 +205,8 @@ class Pipeline:
         self.claims = Claims(dsn, config, self.live)
         self.switchboard = SwitchBoard(config, dsn)
         self.drain = Drain(self.live, Delivery(self.live))
-        self.branches = [Branch(outbox, self) for outbox in config.outboxes]
+        self._only = only
+        self.branches = [Branch(outbox, self) for outbox in config.outboxes if only is None or only[0] == outbox.name]
         self.remaining_due = 0
         self._fatal: errors.OutboxdError | None = None
         self._drainers: TaskGroup | None = None
@@ -249,7 +255,7 @@ class Pipeline:
                 self.live.stopping = True
                 self.drained.set()
                 await self.settle()
-                if self.bounded:
+                if self.bounded and self._only is None:
                     with anyio.move_on_after(SETTLE_AT_END_S_MAX):
                         await self._count_remaining()
                     if self.backfill is not None:
@@ -300,6 +306,10 @@ class Pipeline:
         self.switchboard.config = msgspec.structs.replace(config, outbox=self.config.outbox)
         self._start_drainers()
         self._look_again()
+
+    def finder_of(self, outbox: Outbox) -> Finder:
+        """Return what looks for the shards of an outbox that are to be drained."""
+        return Finder(outbox, self.live) if self._only is None else OneShard(outbox, self.live, self._only[1])
 
     def twin_of(self, branch: Branch, table: Table) -> Branch | None:
         """Find another branch with the same table under another name: it would drain each shard a second time."""

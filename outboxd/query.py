@@ -87,6 +87,18 @@ async def fetch(
         The rows as JSON has them, columns in order: times as ISO 8601 in UTC.
 
     Raises:
+        OutboxdError: As `fetch_texts`.
+    """
+    return [json.loads(text) for text in await fetch_texts(connection, query, doing, timeout_s=timeout_s)]
+
+
+async def fetch_texts(
+    connection: asyncpg.Connection, query: Query, doing: str, *, timeout_s: float | None = None
+) -> list[str]:
+    """
+    Ask as `fetch` does, and return each row as the server's own JSON: numbers keep all of their digits.
+
+    Raises:
         StatementFailed: It took too long (sqlstate 57014), or the server refuses it.
         SchemaError, StoreUnavailable: As `session.translate` has them.
     """
@@ -104,7 +116,18 @@ async def fetch(
         if exc.sqlstate == _TIMED_OUT and not exc.hint:
             exc.hint = f"One question may take {limit_s:g} s. In psql, what --sql prints may take as long as you like."
         raise
-    return [json.loads(row[0]) for row in rows]
+    return [row[0] for row in rows]
+
+
+def names_without_outbox(config: Config) -> dict[str, Filling]:
+    """Return what of `names_of` is about no outbox in particular: `{schema}`, `{scope_name:o}`, `{category_name:o}`."""
+    scopes = {scope.value: name for name, scope in config.scopes.items()}
+    categories = {category.value: name for name, category in config.categories.items()}
+    return {
+        "schema": sql.quote(config.schema),
+        "scope_name": lambda alias: _named(f"{alias}.shard_scope", scopes),
+        "category_name": lambda alias: _named(f"{alias}.category", categories),
+    }
 
 
 def names_of(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
@@ -123,16 +146,12 @@ def names_of(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
     """
     has_region = contract.has_region(outbox)
     table = sql.quote_qualified(outbox.table)
-    scopes = {scope.value: name for name, scope in config.scopes.items()}
-    categories = {category.value: name for name, category in config.categories.items()}
     return {
+        **names_without_outbox(config),
         "table": table,
-        "schema": sql.quote(config.schema),
         "outbox": sql.literal(outbox.name),
         "region": lambda alias: f"{alias}.region_name" if has_region else "NULL::text",
         "region_text": lambda alias: f"{alias}.region_name::text" if has_region else "''",
-        "scope_name": lambda alias: _named(f"{alias}.shard_scope", scopes),
-        "category_name": lambda alias: _named(f"{alias}.category", categories),
         "lock_key": lambda alias: contract.lock_key(table, outbox.sharding_columns, alias),
     }
 

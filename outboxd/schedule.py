@@ -22,12 +22,12 @@ import structlog
 
 from outboxd import errors
 from outboxd.drain import shard_off
-from outboxd.find import Finder
 from outboxd.model import Candidate, ShardKey
 
 if TYPE_CHECKING:
     from outboxd.bounded import BoundedRun
     from outboxd.claims import Claim, Claims
+    from outboxd.find import Finder
     from outboxd.live import Live
     from outboxd.options import Switches
     from outboxd.outbox import Outbox
@@ -91,6 +91,7 @@ class Scheduler:
     Args:
         outbox: The table.
         claims: The claim session.
+        finder: Looks for its due shards.
         on_claimed: Gets each claim with the candidate it was won for; reads and drains it, then calls `settled`
             or `drop`.
         live: Settings and switches, as they are now.
@@ -103,6 +104,7 @@ class Scheduler:
         outbox: Outbox,
         claims: Claims,
         *,
+        finder: Finder,
         live: Live,
         on_claimed: Callable[[Claim, Candidate], None],
         bounded: BoundedRun | None,
@@ -113,7 +115,7 @@ class Scheduler:
         self._on_claimed = on_claimed
         self._live = live
         self.bounded = bounded
-        self.finder = Finder(outbox, live)
+        self.finder = finder
         self.counters = counters
         self._held: dict[int, Claim] = {}
         self._found: deque[Candidate] = deque()

@@ -50,6 +50,9 @@ COMMANDS = {
     "pause": "Switch off a shard, category, outbox or backfill, or show what is off.",
     "resume": "End pauses.",
     "retry": "Make what waits in a shard, or in all stuck shards, due now.",
+    "drain": "Drain one shard, in this process, now.",
+    "bury": "Move messages to the dead letters.",
+    "dead-letters": "List dead letters, put them back, delete them.",
     "backfill": "Show backfills of existing tables, plan them, run and steer them.",
     "demo": "Show outboxd at work on a database of its own.",
 }

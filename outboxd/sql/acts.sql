@@ -61,3 +61,37 @@ WHERE f.outbox = $1::text AND ($2::int4[] IS NULL OR f.category = ANY ($2::int4[
 GROUP BY f.shard_scope, f.shard_identifier, f.region_name
 ORDER BY min(f.first_failed_at), f.shard_scope, f.shard_identifier, f.region_name
 LIMIT $3::int4
+
+-- name: lock_key
+-- $1 ...           the shard
+-- returns          the key that the shard is locked by
+SELECT {lock_key:given} AS lock_key FROM (VALUES ({shard_values:1})) AS given ({shard})
+
+-- name: count_shard
+-- $1 ...           the shard
+-- returns          how many messages wait in it; reads all of their index entries
+-- index            (<sharding columns>, id)
+SELECT count(*) AS messages FROM {table} AS o WHERE {is_shard:o_1}
+
+-- name: holder
+-- Who holds the lock of a shard: a session, and the daemon that it belongs to.
+-- $1 int4          lock class of shards
+-- $2 int8          lock key, an int4
+-- $3 int4          lock class of workers
+-- returns          backend pid, application_name, and of a daemon pid, host, started_at; no row when the lock is free
+SELECT l.pid AS backend_pid, a.application_name, w.pid, w.host, w.started_at
+FROM pg_locks AS l
+LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+LEFT JOIN pg_locks AS registered
+    ON registered.pid = l.pid
+    AND registered.locktype = 'advisory'
+    AND registered.classid::int8 = $3::int4
+    AND registered.objsubid = 2
+LEFT JOIN {schema}.worker AS w ON w.id = registered.objid::int8
+WHERE l.locktype = 'advisory'
+    AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND l.classid::int8 = $1::int4
+    AND l.objid::int8 = ($2::int8 & 4294967295) -- shown without its sign
+    AND l.objsubid = 2
+    AND l.granted
+LIMIT 1

@@ -40,6 +40,23 @@ SELECT scheduled_for, {lock_key:due} AS lock_key, {shard}
 FROM due
 LIMIT $2::int4
 
+-- name: find_shard
+-- Find one shard, when it alone is drained.
+-- $1 int4          messages to look at, from the first one on
+-- $2 ...           the shard
+-- returns          scheduled_for of a due message and the shard's lock_key; no row when none of these messages is due
+-- index            (<sharding columns>, id)
+SELECT head.scheduled_for, {lock_key:head} AS lock_key
+FROM (
+    SELECT o.scheduled_for, {shard:o}
+    FROM {table} AS o
+    WHERE {is_shard:o_2}
+    ORDER BY {shard:o}, o.id
+    LIMIT $1::int4
+) AS head
+WHERE head.scheduled_for <= now()
+LIMIT 1
+
 -- name: find_new
 -- Look only at messages above the highest id seen: a wake-up must not walk what was delivered but cannot
 -- be vacuumed yet. A hint: late commits with lower ids are left to find_scheduled_shards.

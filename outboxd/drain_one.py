@@ -1,0 +1,279 @@
+"""
+`outboxd drain`: one shard, in this process, now. The daemon's own pipeline, which looks at this shard only.
+
+The shard's lock is taken before anything is touched and kept to the end: so no daemon gets in between two turns, and a
+shard that somebody else is at work on is left as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from outboxd import access, acts, errors, inspection, query, sentry, switching
+from outboxd.bounded import DRAINS_MAX
+from outboxd.load import Loaded, session_dsn
+from outboxd.model import Candidate
+from outboxd.pipeline import Pipeline
+from outboxd.stall import StallWatch
+from outboxd.stopping import Stopper
+from outboxd.switching import Target as Switchable
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, OutboxConfig
+    from outboxd.inspection import Table
+    from outboxd.model import ShardKey
+    from outboxd.registry import Registry
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a command line asks for; `shard` as it was typed."""
+
+    outbox: OutboxConfig
+    scope: int
+    shard: str
+    region: str | None = None
+
+
+class StillFailing(msgspec.Struct, frozen=True):
+    """An object that has failed; `message` is the lowest id of those that its delivery stands for."""
+
+    category: str
+    object: str
+    message: int
+    attempts: int
+    next_in_s: float
+    error: str
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """
+    What was done; its fields are the keys of the JSON document.
+
+    Attributes:
+        messages: Messages that were in the shard at the start.
+        delivered: Deliveries that succeeded.
+        coalesced: Messages that left the outbox without a call of their own.
+        failed: Deliveries that failed.
+        buried: Groups that were buried.
+        remaining: Messages that are in the shard at the end.
+        categories_off: Categories of the scope that are switched off, whose messages are left where they are.
+        failures: What is known to fail in it, also what failed before and was not tried.
+        stopped: Why it ended before its time: `signal`, `hard stop`, `endless` (receivers write messages on and on),
+            `switched off` meanwhile, `lost` (somebody else has the shard), or None.
+        unreadable: Whether something could not even be given to a receiver; the log says what.
+    """
+
+    outbox: str
+    region: str | None
+    scope: str
+    shard: str
+    messages: int
+    delivered: int
+    coalesced: int
+    failed: int
+    buried: int
+    remaining: int
+    categories_off: list[str]
+    failures: list[StillFailing]
+    stopped: str | None
+    unreadable: bool
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """Tell 1 when something failed, was cancelled, or the shard was taken from us, else 0."""
+        return int(bool(self.failed) or self.unreadable or self.stopped in ("hard stop", "lost"))
+
+
+async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
+    """
+    Drain one shard: what is due in it, and what is in backoff.
+
+    It ends when nothing is left that has not failed; after a soft stop; or when receivers write messages on and on.
+
+    Raises:
+        ActRefused: The shard is switched off, or somebody else is at work on it; nothing was changed.
+        OutboxdError: As for `--once`.
+    """
+    started_at = time.monotonic()
+    async with access.opened(loaded, "operator", name="drain") as connection:
+        target = await _find(connection, loaded.config, asked)
+        only = (asked.outbox.name, target.shard)
+        pipeline = Pipeline(loaded.config, registry, lambda: session_dsn(loaded), bounded=True, only=only)
+        pipeline.live.on_failed = sentry.reporter(loaded.config.sentry)
+        await pipeline.open()
+        try:
+            depth = await _begin(connection, pipeline, target)
+        except BaseException:
+            await pipeline.close()
+            raise
+    stop = _Stop(pipeline, depth)
+    await _run(pipeline, stop)
+    branch = pipeline.branches[0]
+    if branch.error is not None:
+        raise branch.error
+    failures = await _failures(pipeline, target.shard)
+    async with access.opened(loaded, "operator", name="drain") as connection:
+        remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
+    totals = pipeline.totals()
+    return Result(
+        outbox=asked.outbox.name,
+        region=asked.region,
+        scope=target.scope,
+        shard=str(target.identifier),
+        messages=depth,
+        delivered=totals["delivered"],
+        coalesced=totals["retired"] - totals["delivered"],
+        failed=totals["failures"],
+        buried=totals["buried"],
+        remaining=remaining,
+        categories_off=_categories_off(pipeline, target),
+        failures=failures,
+        stopped=stop.reason() if remaining else None,
+        unreadable=bool(branch.bounded and branch.bounded.failed and not totals["failures"]),
+        seconds=round(time.monotonic() - started_at, 3),
+    )
+
+
+class _Target(msgspec.Struct, frozen=True):
+    """The shard, as the table has it."""
+
+    asked: Asked
+    table: Table
+    shard: ShardKey
+    scope: str
+    identifier: Any
+
+
+async def _find(connection: asyncpg.Connection, config: Config, asked: Asked) -> _Target:
+    table = await inspection.inspect_table(connection, asked.outbox)
+    shard = acts.shard_of(table, asked.scope, asked.shard, asked.region)
+    scope = next((name for name, each in config.scopes.items() if each.value == asked.scope), str(asked.scope))
+    return _Target(asked, table, shard, scope, shard[list(table.shard_columns).index("shard_identifier")])
+
+
+async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> int:
+    """Win the shard, make it due, and tell how many messages it has."""
+    await _refuse_switched_off(connection, pipeline, target)
+    await _hold(connection, pipeline, target)
+    async with acts.transaction(connection):
+        await acts.retry_shard(connection, pipeline.config, target.asked.outbox, target.table, target.shard)
+        return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
+
+
+class _Stop:
+    """Ends a drain to which receivers add as much as it delivers, and remembers why it ended."""
+
+    def __init__(self, pipeline: Pipeline, depth: int) -> None:
+        self._pipeline = pipeline
+        self._rows_max = DRAINS_MAX * max(depth, pipeline.live.drain.turn_rows_max)
+        self.stopper = Stopper(pipeline, expected=True)
+        pipeline.live.on_progress = self._look
+
+    def _look(self) -> None:
+        if self._is_endless():
+            self._pipeline.stop()
+
+    def _is_endless(self) -> bool:
+        totals = self._pipeline.totals()
+        return totals["retired"] + totals["buried"] >= self._rows_max
+
+    def reason(self) -> str | None:
+        """Tell why it ended before its time, if it did."""
+        branch = self._pipeline.branches[0]
+        reasons = {
+            "hard stop": self._pipeline.live.stopping_hard,
+            "signal": self.stopper.stopping.is_set(),
+            "endless": bool(branch.bounded and branch.bounded.exhausted) or self._is_endless(),
+            "switched off": bool(branch.bounded and branch.bounded.skipped),
+            "lost": branch.claimed.lost > 0,
+        }
+        return next((reason for reason, is_so in reasons.items() if is_so), None)
+
+
+async def _run(pipeline: Pipeline, stop: _Stop) -> None:
+    stop.stopper.listen()
+    # What receivers print must not get between the results on stdout.
+    with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
+        try:
+            await pipeline.run(stop.stopper.run)
+        finally:
+            await asyncio.to_thread(sentry.flush)
+
+
+async def _hold(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> None:
+    """
+    Win the shard on the claim session, before the scheduler does.
+
+    The lock is re-entrant there: the turns claim and release it once more, and it goes with the session.
+    """
+    key = await acts.lock_key(connection, pipeline.config, target.table, target.shard)
+    gives_up_at = time.monotonic() + acts.PATIENCE_S
+    while not await pipeline.claims.claim([Candidate(target.shard, key, None)]):
+        if time.monotonic() >= gives_up_at:
+            holder = await acts.find_holder(connection, pipeline.config, key)
+            raise errors.ActRefused(
+                f"the shard is being drained by {holder or 'somebody else'}; nothing was done",
+                hint="Its messages are delivered there. Try again when the delivery under way is over.",
+            )
+        await asyncio.sleep(acts.TRY_EVERY_S)
+
+
+async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> None:
+    asked, switches = target.asked, pipeline.live.switches
+    name, identifier = asked.outbox.name, str(target.identifier)
+    if name not in switches.outboxes and not switches.shard_off(asked.scope, identifier, asked.region):
+        return
+    covering = (
+        Switchable(kind="outbox", outbox=name),
+        Switchable(kind="shard", shard_scope=asked.scope, shard_identifier=identifier, region_name=asked.region),
+    )
+    question = switching.switched_off_query(pipeline.config, rows_max=switching.ROWS_READ_MAX)
+    rows = await query.fetch(connection, question, "looking what switches the shard off")
+    found = [row for row in rows if row["in_force"] and any(each.overlaps(row) for each in covering)]
+    lines = [f"{switching.subject(row)}: {switching.origin(row)}" for row in found]
+    ends = dict.fromkeys(_remedy(row) for row in found)
+    raise errors.ActRefused(
+        "\n  - ".join(["the shard is switched off; nothing was done", *lines]),
+        hint=f"To end that: {', '.join(ends)}." if ends else "",
+    )
+
+
+def _remedy(row: switching.Row) -> str:
+    return f"`outboxd resume {row['id']}`" if row["id"] is not None else f"`outboxd options set {row['option']} …`"
+
+
+def _categories_off(pipeline: Pipeline, target: _Target) -> list[str]:
+    off = pipeline.live.switches.categories
+    categories = pipeline.config.categories.items()
+    return [name for name, category in categories if category.value in off and category.scope == target.scope]
+
+
+async def _failures(pipeline: Pipeline, shard: ShardKey) -> list[StillFailing]:
+    outbox = pipeline.branches[0].outbox
+    if outbox is None:  # stopped before it began
+        return []
+    names = {category.value: name for name, category in pipeline.config.categories.items()}
+    try:
+        known = (await outbox.read_failures([shard]))[0]
+    finally:
+        await outbox.close()
+    return [
+        StillFailing(
+            category=names.get(failure.category, str(failure.category)),
+            object=failure.object_identifier,
+            message=failure.message_id,
+            attempts=failure.attempts,
+            next_in_s=round(max(0.0, failure.due_in_s), 1),
+            error=failure.last_error,
+        )
+        for failure in known
+    ]
