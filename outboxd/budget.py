@@ -122,13 +122,13 @@ class LoadGauge:
         """
         began_at = time.monotonic()
         if began_at >= self._good_until:
-            self._last = await self._look(switches)
+            self._last = await self.look(switches)
             ended_at = time.monotonic()
             if ended_at - began_at > LOOK_S_MAX:
                 self._good_until = ended_at + min(LOOK_AGE_S_MAX, LOOK_SHARE * (ended_at - began_at))
         return self._last
 
-    async def _look(self, switches: Switches) -> Load:
+    async def look(self, switches: Switches) -> Load:
         """
         Count them now.
 

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import inspection, sql
+from outboxd.option_keys import canonical_sql
 from outboxd.query import Filling, Query, Value, fetch, names_of, numbers_of
+from outboxd.switching import switches
 
 if TYPE_CHECKING:
     import asyncpg
@@ -237,14 +239,6 @@ due: those that may run now.
     return _query("depth", config, outbox, names, values, about=about, numbers=numbers)
 
 
-def paused(config: Config, outboxes: Sequence[OutboxConfig]) -> Query:
-    """Ask what is switched off in some outboxes."""
-    parts = {f"outbox_{n}": _part("paused", config, outbox) for n, outbox in enumerate(outboxes)}
-    joined = "\nUNION\n".join(f"(\n{{{name}}}\n)" for name in parts)
-    order = "ORDER BY kind, outbox, shard_scope, shard_identifier, region_name, category_name, because"
-    return Query(about="", statement=f"{joined}\n{order}\nLIMIT 1000", names=parts, shard_columns={})
-
-
 def _joined(
     statement: str,
     config: Config,
@@ -297,7 +291,7 @@ def _part(statement: str, config: Config, outbox: OutboxConfig, region: str | No
     return _query(statement, config, outbox, names, {}, about="")
 
 
-_MADE_OF = {"shards": ("seen", "off"), "paused": ("off",)}
+_MADE_OF = {"shards": ("seen", "off")}
 
 
 def _names_of_messages(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
@@ -320,7 +314,8 @@ def _names(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
     | `{relation}`        | the table, as a `regclass`                                                      |
     | `{same_shard:s}`    | the condition that message `o` is of the shard of `s`                           |
     | `{shard_backwards:o}` | the sharding columns, each descending                                         |
-    | `{options}`         | rows of kind, key, number and name: what options may switch off                 |
+    | `{switches}`        | what is switched off: `switching.switches`                                      |
+    | `{canonical:s}`     | the identifier of `s` as kill switches are compared                             |
     | `{skipping}`        | the numbers of categories whose failures do not hold their shard                |
     """
     columns = [sql.quote(column) for column in outbox.sharding_columns]
@@ -335,23 +330,10 @@ def _names(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
         "relation": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
         "same_shard": same_shard,
         "shard_backwards": lambda alias: ", ".join(f"{alias}.{column} DESC" for column in columns),
-        "options": _options(config, outbox),
+        "switches": switches(config),
+        "canonical": canonical_sql,
         "skipping": f"'{{{','.join(skipping)}}}'::int4[]",
     }
-
-
-def _options(config: Config, outbox: OutboxConfig) -> str:
-    rows = [("outbox", "outbox.disabled_outboxes", "NULL::int4", sql.literal(outbox.name))]
-    rows += [
-        ("category", "outbox.disabled_categories", f"({category.value})", sql.literal(name))
-        for name, category in config.categories.items()
-    ]
-    rows += [
-        ("shard", scope.disabled_shards_option or f"outbox.disabled_shards.{name}", f"({scope.value})", "NULL")
-        for name, scope in config.scopes.items()
-    ]
-    written = [f"({sql.literal(kind)}, {sql.literal(key)}, {number}, {name})" for kind, key, number, name in rows]
-    return f"(VALUES {', '.join(written)})"
 
 
 def _list_of(outboxes: Sequence[OutboxConfig]) -> str:

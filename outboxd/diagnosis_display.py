@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outboxd.display import duration, one_line, show_lines, show_table
+from outboxd.switching import Row, origin, subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,7 +21,7 @@ REASON_CHARACTERS_MAX = 200
 NOTHING = "no message waits there"
 
 
-def show_shards(rows: Sequence[Mapping[str, Any]], paused: Sequence[Mapping[str, Any]], now: str) -> None:
+def show_shards(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str) -> None:
     """Print the deepest shards; below them why they do not move, and whatever is switched off, listed or not."""
     if not rows:
         click.echo(NOTHING)
@@ -41,9 +42,9 @@ def show_shards(rows: Sequence[Mapping[str, Any]], paused: Sequence[Mapping[str,
         if any(row["is_estimate"] for row in rows):
             click.echo("\n~ is an estimate, from a part of the table")
         _echo_reasons([(name_of(row), row["because"]) for row in rows])
-    if paused:
+    if off:
         click.echo("\nswitched off now:")
-        show_lines(f"  {_switched_off(each, now)}" for each in paused)
+        show_lines(f"  {one_line(f'{subject(row)}, {origin(row)}')}" for row in off)
 
 
 def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
@@ -172,12 +173,6 @@ def _payload(row: Mapping[str, Any]) -> str:
     if row["payload"] is None and row["payload_size"] > len("null"):
         return f"({row['payload_size']:,} bytes)"
     return one_line(json.dumps(row["payload"], ensure_ascii=False), PAYLOAD_CHARACTERS_MAX)
-
-
-def _switched_off(row: Mapping[str, Any], now: str) -> str:
-    what = {"outbox": row["outbox"], "category": row["category_name"]}.get(row["kind"]) or name_of(row)
-    until = "" if row["until"] is None else f" (for {_span(_seconds_until(row['until'], now))})"
-    return one_line(f"{row['kind']} {what}: {row['because']}{until}")
 
 
 def _echo_reasons(reasons: Sequence[tuple[str, str | None]]) -> None:

@@ -12,14 +12,14 @@ import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from outboxd import check, errors, inspection, load, privileges, query, sql, symptoms, watermark
+from outboxd import check, errors, inspection, load, privileges, query, setting, sql, switching, symptoms, watermark
 from outboxd.budget import FIRST_ROWS, ROWS_LOOKED_AT_MAX
 from outboxd.check_table import check_outbox
 from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, WORKER_CLASS
 from outboxd.display import counted
-from outboxd.explain import canonical, configured_types
+from outboxd.explain import configured_types
 from outboxd.findings import Finding, count, exit_code, lines_of
-from outboxd.option_keys import shards_key
+from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _LOAD = sql.load("backfill.sql")
 CHECK_S_MAX = 5.0
 ROWS_MAX = 10_000
 SHARDS_MAX = 1_000
-GLOBAL = ("daemons", "switches", "horizon")
+GLOBAL = ("daemons", "horizon")
 BY_OUTBOX = ("locks", "lag", "backoff", "failures", "table")
 _LOOKS_INTO_TABLE = ("lag", "backoff", "table")
 _LOOKS_UP = ("lag", "backoff")
@@ -213,8 +213,8 @@ class _Examination:
         if ("daemons", "") in rows:
             self.found["daemons"] += symptoms.daemons(rows["daemons", ""], config)
             self.found["claims"] += symptoms.claims(rows["daemons", ""], lags, config)
-        if ("switches", "") in rows:
-            self.found["switches"] += symptoms.switches(rows["switches", ""])
+        if ("switches", "") in rows and ("options", "") in rows:
+            self.found["switches"] += symptoms.switches(rows["switches", ""], rows["options", ""])
         if ("horizon", "") in rows:
             self.found["vacuum"] += symptoms.horizon(rows["horizon", ""])
         for outbox in config.outboxes:
@@ -243,11 +243,13 @@ class _Examination:
             self.found["redis"] += check.error_findings("redis", exc)
 
 
-_CHECK_OF = {"table": "tables", "horizon": "vacuum"}
+_CHECK_OF = {"table": "tables", "horizon": "vacuum", "options": "switches"}
 
 
 def questions(config: Config) -> Iterator[tuple[str, OutboxConfig | None, Query]]:
     """Yield what is asked, in order: the statement's name, the outbox that it is about (None: all), the question."""
+    yield "switches", None, switching.switched_off_query(config)
+    yield "options", None, setting.options_query(config, unset_too=False)
     for name in GLOBAL:
         yield name, None, _question(config, config.outboxes[0], name)
     for outbox in config.outboxes:
@@ -259,9 +261,8 @@ def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
     types = configured_types(outbox)
     names = query.names_of(config, outbox) | {
         "regclass": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
-        "canonical": canonical,
-        "shard_options": _values((shards_key(config, scope), each.value) for scope, each in config.scopes.items()),
-        "categories": _values((category, each.value) for category, each in config.categories.items()),
+        "switches": switching.switches(config),
+        "canonical": canonical_sql,
     }
     about, statement = _comment_and_statement(_STATEMENTS[name])
     if name == "lag":
@@ -300,8 +301,3 @@ def _of_switches(outbox: OutboxConfig, name: str) -> str:
     }
     _, statement = _comment_and_statement(_LOAD[name])
     return re.sub(r"\$\d", lambda found: arguments[found[0]], statement)
-
-
-def _values(pairs: Iterator[tuple[str, int]]) -> str:
-    """Write names and numbers as rows of VALUES; one of nulls when there is none."""
-    return ", ".join(f"({sql.literal(name)}, {number})" for name, number in pairs) or "(NULL::text, NULL::int4)"

@@ -13,10 +13,11 @@ import msgspec
 from outboxd import choose, errors, query, registry, sql
 from outboxd.claims import SHARD_CLASS, WORKER_CLASS
 from outboxd.inspection import inspect_table
-from outboxd.option_keys import shards_key
+from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
 from outboxd.reasons import Known, KnownCategory, Reason, reasons, summary
 from outboxd.shard_facts import Facts
+from outboxd.switching import switches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +86,8 @@ def ask(config: Config, asked: Asked, types: Mapping[str, str] | None = None) ->
     names = query.names_of(config, asked.outbox) | {
         "regclass": f"{sql.literal(sql.quote_qualified(asked.outbox.table))}::regclass",
         "silo": sql.literal(asked.outbox.silo),
-        "canonical": canonical,
+        "canonical": canonical_sql,
+        "switches": switches(config),
         "is_shard": Query(about="", statement=_is_shard(types), names={}, shard_columns={}),
     }
     scope = next((name for name, each in config.scopes.items() if each.value == asked.scope), str(asked.scope))
@@ -100,7 +102,6 @@ def ask(config: Config, asked: Asked, types: Mapping[str, str] | None = None) ->
             "rows_max": MESSAGES_MAX,
             "shard_class": SHARD_CLASS,
             "worker_class": WORKER_CLASS,
-            "scope_option": shards_key(config, scope) if scope in config.scopes else None,
         },
         names=names,
         shard_columns=types,
@@ -124,13 +125,6 @@ def configured_types(outbox: OutboxConfig) -> dict[str, str]:
     """Return the SQL types of the sharding columns as configured, for questions that are not asked of a database."""
     types = {"shard_scope": "integer", "shard_identifier": outbox.key_type, "region_name": "text"}
     return {column: types[column] for column in outbox.sharding_columns}
-
-
-def canonical(alias: str) -> str:
-    """Return the SQL that writes `alias.shard_identifier`, a text of a person's, as kill switches are compared."""
-    column = f"{alias}.shard_identifier"
-    bare = f"replace({column}, '-', '')"
-    return f"CASE WHEN {bare} ~ '^[0-9a-fA-F]{{32}}$' THEN {bare}::uuid::text ELSE {column} END"
 
 
 async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) -> Answer:

@@ -13,6 +13,7 @@ Which options there are, what each may hold, and what a value means. Pure: `opti
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 DISABLED_OUTBOXES = "outbox.disabled_outboxes"
 DISABLED_CATEGORIES = "outbox.disabled_categories"
+
+_UUID = re.compile("[0-9a-fA-F]{32}")
 
 Kind = Literal["outbox", "category", "shard", "version", "regions"]
 
@@ -116,17 +119,22 @@ def shards_key(config: Config, scope: str) -> str:
 
 def canonical(identifier: Any) -> str:
     """
-    Write an identifier as PostgreSQL does: a uuid in lower case, a whole number without a point.
+    Write an identifier so that two spellings of one shard are equal; both sides of a comparison must be written so.
 
-    32 hexadecimal digits without dashes stay as they are: more likely they are a digest than a uuid.
+    A uuid in any spelling becomes that of PostgreSQL (a digest of 32 hexadecimal digits, too), a whole number loses its
+    point.
     """
     if isinstance(identifier, float) and identifier.is_integer():
         return str(int(identifier))
     text = str(identifier)
-    try:
-        return str(uuid.UUID(text)) if "-" in text else text
-    except ValueError:
-        return text
+    return str(uuid.UUID(text)) if _UUID.fullmatch(text.replace("-", "")) else text
+
+
+def canonical_sql(alias: str) -> str:
+    """Return the same as SQL, of `alias.shard_identifier`; as a text, a number has lost its point already."""
+    text = f"{alias}.shard_identifier::text"
+    bare = f"replace({text}, '-', '')"
+    return f"CASE WHEN {bare} ~ '^{_UUID.pattern}$' THEN {bare}::uuid::text ELSE {text} END"
 
 
 def _shard_keys(config: Config) -> list[Key]:

@@ -104,7 +104,7 @@ class Sampler:
         """Take a sample of every outbox; one that cannot be had is said once, and the old one stays."""
         try:
             await self._look_at_server()
-            await self._gauge.measure(self._pipeline.switchboard.now)
+            await self._gauge.look(self._pipeline.switchboard.now)
         except errors.OutboxdError as exc:
             self._complain("", exc)
             return

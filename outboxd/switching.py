@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 ROWS_SHOWN_MAX = 1_000
 ROWS_READ_MAX = 1_000_000
 
-_STATEMENTS = sql.load("switching.sql")
+_STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("switching.sql").items()}
 
 Kind = Literal["shard", "category", "outbox", "backfill"]
 Row = Mapping[str, Any]
@@ -99,8 +99,8 @@ def account() -> str:
         return f"uid {os.getuid()}"
 
 
-def switched_off_query(config: Config, *, rows_max: int = ROWS_SHOWN_MAX) -> Query:
-    """Ask what is switched off, by pauses and by options; also what was resumed for a while."""
+def switches(config: Config) -> Query:
+    """Return `switched_off` as a part of other questions, which select from it."""
     lines = [
         _known_switch(config, key, scope)
         for key in option_keys.known(config).values()
@@ -108,17 +108,27 @@ def switched_off_query(config: Config, *, rows_max: int = ROWS_SHOWN_MAX) -> Que
         for scope in key.scopes or ("NULL",)
     ]
     return Query(
-        about="What is switched off: a row for each pause, and for each entry of an option (there id is null). It\n"
-        "counts while in_force; else it was lifted for a while, and counts from `since` on. To end a pause:\n"
-        "outboxd resume ID",
+        about="",
         statement=_STATEMENTS["switched_off"],
-        values={"rows_max": rows_max},
         names={
             "schema": sql.quote(config.schema),
             "known": rows_of(lines),
             "scopes": _named({scope.value: name for name, scope in config.scopes.items()}),
             "categories": _named({category.value: name for name, category in config.categories.items()}),
         },
+        shard_columns={},
+    )
+
+
+def switched_off_query(config: Config, *, rows_max: int = ROWS_SHOWN_MAX) -> Query:
+    """Ask what is switched off, by pauses and by options; also what was resumed for a while."""
+    return Query(
+        about="What is switched off: a row for each pause, and for each entry of an option (there id is null). It\n"
+        "counts while in_force; else it was lifted for a while, and counts from `since` on. To end a pause:\n"
+        "outboxd resume ID",
+        statement=_STATEMENTS["switched_off_list"],
+        values={"rows_max": rows_max},
+        names={"switches": switches(config)},
         shard_columns={},
         numbers=numbers_of(config),
     )
@@ -263,7 +273,7 @@ def _known_switch(config: Config, key: option_keys.Key, scope: int | str) -> Seq
     """Write a row of `known` for `switched_off`; categories have their numbers beside their names."""
     numbers = [config.categories[name].value for name in key.names or ()] if key.kind == "category" else None
     names = array(key.names, "text")
-    return sql.literal(key.name), sql.literal(key.kind), f"{scope}::int4", names, array(numbers, "int4")
+    return sql.literal(key.name), sql.literal(key.kind), f"({scope})::int4", names, array(numbers, "int4")
 
 
 def array(values: Sequence[Value] | None, type_: str) -> str:

@@ -6,11 +6,13 @@ An error is what keeps messages from being delivered, or soon will; a warning is
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 from outboxd.display import counted, duration, moment
 from outboxd.findings import Finding
 from outboxd.sql import literal
+from outboxd.switching import label, subject
 
 if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
@@ -29,6 +31,7 @@ SPARSE_BYTES_A_ROW = 16_384
 ROOM_WARNING = 0.5
 ROOM_ERROR = 0.9
 NAMED_MAX = 5
+FORGOTTEN_AFTER = dt.timedelta(days=1)
 
 
 def is_alive(daemon: Row) -> bool:
@@ -101,25 +104,40 @@ def claims(rows: list[Row], lags: dict[str, Row], config: Config) -> list[Findin
     return found
 
 
-def switches(rows: list[Row]) -> list[Finding]:
-    """List what is switched off: what has neither reason nor end, and is older than a day, was perhaps forgotten."""
-    found = [_switch(row) for row in rows]
+def switches(rows: list[Row], options: list[Row]) -> list[Finding]:
+    """
+    List what is switched off: what has neither reason nor end, and is older than a day, was perhaps forgotten.
+
+    Args:
+        rows: Of `switching.switched_off_query`.
+        options: Of `setting.options_query`: an option is one finding, however long its list.
+    """
+    listed: dict[str, list[str]] = {}
+    for row in rows:
+        if row["in_force"] and row["option"] is not None:
+            listed.setdefault(row["option"], []).append(subject(row))
+    found = [_switch(row, subject(row)) for row in rows if row["in_force"] and row["id"] is not None]
+    for option in options:
+        if option["key"] in listed:
+            what = listed[option["key"]]
+            more = f" and {len(what) - NAMED_MAX} more" if len(what) > NAMED_MAX else ""
+            by = {"author": option["updated_by"], "since": option["updated_at"], "option": option["key"], "id": None}
+            found.append(_switch({**option, **by}, ", ".join(what[:NAMED_MAX]) + more))
+        if option["problem"] is not None and option["state"] == "in force":
+            text = f"{option['problem']}: it, or a part of it, has no effect"
+            found.append(Finding("warning", f"option {option['key']}", text, f"outboxd options get {option['key']}"))
     return found or [Finding("ok", "kill switches", "nothing is switched off")]
 
 
-def _switch(row: Row) -> Finding:
-    name = f"pause {row['name']}" if row["kind"] == "pause" else f"option {row['name']}"
-    if row["problem"]:
-        return Finding(
-            "warning", name, f"{row['problem']}: it switches nothing off", f"outboxd options unset {row['name']}"
-        )
+def _switch(row: Row, what: str) -> Finding:
     until = f"until {moment(row['expires_at'])}" if row["expires_at"] else "without end"
     author = row["author"] or "nobody named"
-    text = f"{row['what']}, by {author} since {moment(row['since'])}, {until}: {row['reason'] or 'no reason was given'}"
-    forgotten = not row["reason"] or (row["is_old"] and not row["expires_at"])
-    verb = "resume" if row["kind"] == "pause" else "options unset"
-    remedy = f"Ask {author} whether it must stay. To end it: outboxd {verb} {row['name']}" if forgotten else ""
-    return Finding("warning" if forgotten else "info", name, text, remedy)
+    text = f"{what}, by {author} since {moment(row['since'])}, {until}: {row['reason'] or 'no reason was given'}"
+    is_old = dt.datetime.fromisoformat(row["since"]) < dt.datetime.now(dt.UTC) - FORGOTTEN_AFTER
+    forgotten = not row["reason"] or (is_old and not row["expires_at"])
+    command = f"resume {row['id']}" if row["option"] is None else f"options unset {row['option']}"
+    remedy = f"Ask {author} whether it must stay. To end it: outboxd {command}" if forgotten else ""
+    return Finding("warning" if forgotten else "info", label(row), text, remedy)
 
 
 def locks(rows: list[Row], outbox: OutboxConfig) -> list[Finding]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, choose, diagnosis, diagnosis_display
+from outboxd import access, choose, diagnosis, diagnosis_display, switching
 from outboxd.commands import shared
 from outboxd.query import fetch
 
@@ -55,7 +55,7 @@ def command(
     if as_sql:
         click.echo(query.for_psql(), nl=False)
         return
-    rows, paused, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
+    rows, off, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
     if is_partial and not stuck:
         click.echo("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
@@ -63,7 +63,7 @@ def command(
     elif stuck:
         diagnosis_display.show_stuck(rows, now)
     else:
-        diagnosis_display.show_shards(rows, paused, now)
+        diagnosis_display.show_shards(rows, off, now)
 
 
 async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str, bool]:
@@ -71,6 +71,11 @@ async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tu
     config = loaded.config
     async with access.opened(loaded, "reader", name="shards") as connection:
         rows = await fetch(connection, query, "looking at shards")
-        paused = await fetch(connection, diagnosis.paused(config, outboxes), "looking at pauses")
+        off = [row for row in await switching.switched_off(connection, config) if _is_shown(row, outboxes)]
         total = None if rows else await diagnosis.get_total_outbox_count(connection, config, outboxes=outboxes)
-        return rows, paused, await diagnosis.now(connection), total is not None and total.is_estimate
+        return rows, off, await diagnosis.now(connection), total is not None and total.is_estimate
+
+
+def _is_shown(row: switching.Row, outboxes: list[OutboxConfig]) -> bool:
+    """Whether something is switched off now that concerns these outboxes."""
+    return row["in_force"] and row["kind"] != "backfill" and row["outbox"] in (None, *(each.name for each in outboxes))

@@ -57,58 +57,23 @@ scaled AS MATERIALIZED (
 )
 
 -- name: off
--- What is switched off for an outbox now, by pauses and by options: a CTE. As `options` reads them: a number without its
--- zeros, a uuid in its usual form.
--- options          kind, key, number and name of what an option may switch off
+-- What is switched off for an outbox now, by pauses and by options: a CTE.
 off AS MATERIALIZED (
     SELECT
         kind,
         shard_scope,
-        CASE
-            WHEN identifier ~ '^[0-9a-fA-F-]+$' AND length(replace(identifier, '-', '')) = 32
-            THEN replace(identifier, '-', '')::uuid::text
-            ELSE identifier
-        END AS shard_identifier,
+        shard_identifier,
         region_name,
         category,
-        because,
-        until
+        CASE
+            WHEN id IS NULL THEN concat('off by option ', option, ', set by ' || author, ': ' || reason)
+            ELSE concat('paused', ' by ' || author, ': ' || reason)
+        END AS because,
+        expires_at AS until
     FROM (
-        SELECT
-            kind,
-            shard_scope,
-            shard_identifier,
-            region_name,
-            category,
-            concat('paused', ' by ' || author, ': ' || reason),
-            expires_at
-        FROM {schema}.pause
-        WHERE kind IN ('outbox', 'shard', 'category')
-            AND (kind <> 'outbox' OR outbox = {outbox})
-            AND created_at <= now()
-            AND (expires_at IS NULL OR expires_at > now())
-        UNION ALL
-        SELECT
-            known.kind,
-            CASE known.kind WHEN 'shard' THEN known.number END,
-            CASE
-                WHEN known.kind <> 'shard' THEN NULL
-                WHEN jsonb_typeof(item) = 'number' THEN trim_scale((item #>> '{}')::numeric)::text
-                ELSE item #>> '{}'
-            END,
-            NULL,
-            CASE known.kind WHEN 'category' THEN known.number END,
-            concat('off by option ', known.key, ', set by ' || option.updated_by, ': ' || option.reason),
-            option.expires_at
-        FROM {options} AS known (kind, key, number, name)
-        JOIN {schema}.option AS option ON option.key = known.key
-        CROSS JOIN LATERAL jsonb_array_elements(
-            CASE jsonb_typeof(option.value) WHEN 'array' THEN option.value ELSE '[]' END
-        ) AS listed (item)
-        WHERE option.updated_at <= now()
-            AND (option.expires_at IS NULL OR option.expires_at > now())
-            AND (known.kind = 'shard' OR known.name = item #>> '{}')
-    ) AS switched (kind, shard_scope, identifier, region_name, category, because, until)
+{switches}
+    ) AS switched
+    WHERE in_force AND kind IN ('outbox', 'shard', 'category') AND (kind <> 'outbox' OR outbox = {outbox})
 )
 
 -- name: shards
@@ -199,7 +164,7 @@ LEFT JOIN LATERAL (
     WHERE CASE off.kind
             WHEN 'shard' THEN
                 off.shard_scope = s.shard_scope
-                AND off.shard_identifier = s.shard_identifier::text
+                AND {canonical:off} = {canonical:s}
                 AND (off.region_name IS NULL OR off.region_name = {region_text:s})
             WHEN 'category' THEN off.category = ANY (s.categories)
             ELSE true
@@ -392,21 +357,6 @@ SELECT
     round((SELECT count(*) FROM seen) * scaled.scale)::int8 AS messages,
     scaled.is_estimate
 FROM scaled
-
--- name: paused
--- What is switched off for an outbox.
-WITH {off}
-SELECT
-    off.kind,
-    off.shard_scope,
-    CASE WHEN off.kind = 'shard' THEN {scope_name:off} END AS scope_name,
-    off.shard_identifier,
-    off.region_name,
-    CASE WHEN off.kind = 'category' THEN {category_name:off} END AS category_name,
-    CASE WHEN off.kind = 'outbox' THEN {outbox} END AS outbox,
-    off.because,
-    off.until
-FROM off
 
 -- name: clock
 -- The time that schedules are compared with.

@@ -1,8 +1,8 @@
 -- What `outboxd doctor` asks. Nothing here writes or locks a row; what reads an outbox is bounded.
 --
--- Names in braces beside those of `query.names_of`: {regclass} of the outbox; {canonical:x} (x.shard_identifier as the
--- daemon compares it); {shard_options}, {categories}: VALUES of names and numbers; {load}, {lag_of_first}: statements of
--- backfill.sql.
+-- Names in braces beside those of `query.names_of`: {regclass} of the outbox; {switches}: what is switched off;
+-- {canonical:x}: x.shard_identifier as kill switches are compared; {load},
+-- {lag_of_first}: statements of backfill.sql.
 -- Values: shard_class and worker_class int4 (lock classes), rows_max and shards_max int8 (bounds), death_counts_s int8.
 
 -- name: daemons
@@ -42,49 +42,6 @@ LEFT JOIN pg_locks AS registered
     AND registered.objsubid = 2
 LEFT JOIN pg_stat_activity AS a ON a.pid = registered.pid
 ORDER BY w.id
-LIMIT 100
-
--- name: switches
--- Pauses and options that switch something off now. problem: why it has no effect.
--- returns          one row each, the oldest first
-SELECT
-    'pause' AS kind,
-    p.id::text AS name,
-    CASE p.kind
-        WHEN 'outbox' THEN 'outbox ' || p.outbox
-        WHEN 'category' THEN 'category ' || {category_name:p}
-        WHEN 'shard' THEN
-            'shard ' || p.shard_identifier || ' of ' || {scope_name:p} || coalesce(' in ' || p.region_name, '')
-        ELSE 'backfill of ' || coalesce(p.table_name, 'every table')
-    END AS what,
-    NULL AS problem,
-    p.reason,
-    p.author,
-    p.created_at AS since,
-    p.expires_at,
-    p.created_at < now() - interval '1 day' AS is_old
-FROM {schema}.pause AS p
-WHERE p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
-UNION ALL
-SELECT
-    'option',
-    opt.key,
-    left(opt.value::text, 200),
-    CASE WHEN jsonb_typeof(opt.value) <> 'array' THEN 'it is no JSON list' END,
-    opt.reason,
-    opt.updated_by,
-    opt.updated_at,
-    opt.expires_at,
-    opt.updated_at < now() - interval '1 day'
-FROM {schema}.option AS opt
-WHERE opt.updated_at <= now()
-    AND (opt.expires_at IS NULL OR opt.expires_at > now())
-    AND opt.value <> '[]'
-    AND (
-        opt.key IN ('outbox.disabled_outboxes', 'outbox.disabled_categories')
-        OR opt.key IN (SELECT known.key FROM (VALUES {shard_options}) AS known (key, shard_scope))
-    )
-ORDER BY since, name
 LIMIT 100
 
 -- name: locks
@@ -226,38 +183,24 @@ LIMIT 5
 -- failing shard does not count, and no more than a bound is counted. is_off: the outbox is switched off.
 -- returns          one row
 -- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
-WITH pauses AS (
-    SELECT * FROM {schema}.pause AS p WHERE p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
-),
-options AS (
-    SELECT opt.key, CASE jsonb_typeof(opt.value) WHEN 'array' THEN opt.value ELSE '[]' END AS value
-    FROM {schema}.option AS opt
-    WHERE opt.updated_at <= now() AND (opt.expires_at IS NULL OR opt.expires_at > now())
+WITH off AS MATERIALIZED (
+    SELECT * FROM (
+{switches}
+    ) AS switched
+    WHERE in_force
 ),
 shards_off AS MATERIALIZED (
-    SELECT p.shard_scope, {canonical:p} AS shard_identifier, p.region_name FROM pauses AS p WHERE p.kind = 'shard'
-    UNION ALL
-    SELECT known.shard_scope, {canonical:named}, NULL
-    FROM (VALUES {shard_options}) AS known (key, shard_scope)
-    JOIN options ON options.key = known.key
-    CROSS JOIN LATERAL jsonb_array_elements_text(options.value) AS named (shard_identifier)
+    SELECT shard_scope, {canonical:off} AS shard_identifier, region_name FROM off WHERE kind = 'shard'
 ),
 categories_off AS MATERIALIZED (
-    SELECT p.category FROM pauses AS p WHERE p.kind = 'category'
-    UNION
-    SELECT known.category
-    FROM (VALUES {categories}) AS known (name, category)
-    JOIN options ON options.key = 'outbox.disabled_categories' AND options.value @> to_jsonb(known.name)
+    SELECT category FROM off WHERE kind = 'category'
 )
 SELECT
     load.scheduled AS due,
     -- The oldest of a long backlog may lie behind what is counted, but then among the first of the table.
     round(greatest(load.lag_s, CASE WHEN load.scheduled >= {value:rows_max} THEN first.lag_s END)::numeric, 1)::float8
         AS lag_s,
-    EXISTS (SELECT FROM pauses AS p WHERE p.kind = 'outbox' AND p.outbox = {outbox})
-        OR EXISTS (
-            SELECT FROM options WHERE options.key = 'outbox.disabled_outboxes' AND options.value @> to_jsonb({outbox}::text)
-        ) AS is_off
+    EXISTS (SELECT FROM off WHERE kind = 'outbox' AND outbox = {outbox}) AS is_off
 FROM (
 {load}
 ) AS load

@@ -1,11 +1,11 @@
 -- Why a shard does not move: everything that may keep it, gathered in one row.
 --
 -- Names in braces beside those of `query.names_of`: {is_shard} (o is a message of the shard that is asked for),
--- {regclass} and {silo} of the outbox, {canonical:x} (x.shard_identifier as the daemon
--- compares it).
+-- {regclass} and {silo} of the outbox, {switches} (what is switched off), {canonical:x} (x.shard_identifier as kill
+-- switches are compared).
 --
 -- Values: shard_scope int4, shard_identifier as its column, shard_text text (the same as text), region_name text or null,
--- rows_max int8 (messages looked at), shard_class and worker_class int4 (lock classes), scope_option text or null.
+-- rows_max int8 (messages looked at), shard_class and worker_class int4 (lock classes).
 
 -- name: explain
 -- returns          one row; lists are JSON
@@ -59,49 +59,27 @@ failures AS (
 ),
 switches AS (
     SELECT
-        'pause' AS kind,
-        p.kind AS covers,
-        p.category,
-        {category_name:p} AS category_name,
-        p.id AS pause,
-        NULL AS option,
-        p.reason,
-        p.author,
-        p.created_at AS since,
-        p.expires_at
+        CASE WHEN s.id IS NULL THEN 'option' ELSE 'pause' END AS kind,
+        s.kind AS covers,
+        s.category,
+        CASE WHEN s.kind = 'category' THEN s.what END AS category_name,
+        s.id AS pause,
+        s.option,
+        s.reason,
+        s.author,
+        s.since,
+        s.expires_at
     FROM asked
-    JOIN {schema}.pause AS p ON p.created_at <= now() AND (p.expires_at IS NULL OR p.expires_at > now())
-    WHERE p.kind = 'outbox' AND p.outbox = {outbox}
-        OR p.kind = 'category' AND p.category IN (SELECT category FROM waiting)
-        OR p.kind = 'shard'
-            AND p.shard_scope = asked.shard_scope
-            AND {canonical:p} = asked.shard_identifier
-            AND (p.region_name IS NULL OR p.region_name = asked.region_name)
-    UNION ALL
-    SELECT
-        'option', listed.covers, listed.category, listed.category_name, NULL, opt.key, opt.reason, opt.updated_by,
-        opt.updated_at, opt.expires_at
-    FROM (SELECT * FROM {schema}.option WHERE jsonb_typeof(value) = 'array') AS opt
-    CROSS JOIN LATERAL (
-        SELECT 'outbox' AS covers, NULL::int4 AS category, NULL AS category_name
-        WHERE opt.key = 'outbox.disabled_outboxes' AND opt.value @> to_jsonb({outbox}::text)
-        UNION ALL
-        SELECT 'category', c.category, c.category_name
-        FROM categories AS c
-        WHERE opt.key = 'outbox.disabled_categories'
-            AND c.category_name <> c.category::text -- a number there means nothing to the daemon
-            AND opt.value @> to_jsonb(c.category_name)
-        UNION ALL
-        SELECT 'shard', NULL, NULL
-        FROM asked
-        WHERE opt.key = {value:scope_option}::text
-            AND EXISTS (
-                SELECT
-                FROM jsonb_array_elements_text(opt.value) AS named (shard_identifier)
-                WHERE {canonical:named} = asked.shard_identifier
-            )
-    ) AS listed
-    WHERE opt.updated_at <= now() AND (opt.expires_at IS NULL OR opt.expires_at > now())
+    JOIN (
+{switches}
+    ) AS s ON s.in_force
+    WHERE s.kind = 'outbox' AND s.outbox = {outbox}
+        OR s.kind = 'category' AND s.category IN (SELECT category FROM waiting)
+        OR s.kind = 'shard'
+            AND s.shard_scope = asked.shard_scope
+            AND {canonical:s} = {canonical:asked}
+            AND (s.region_name IS NULL OR s.region_name = asked.region_name)
+    ORDER BY s.since, s.id
     LIMIT 20
 ),
 locks AS MATERIALIZED (

@@ -4,6 +4,7 @@
 
 -- name: switched_off
 -- Every pause and every entry of an option that has not expired: those in force, and those that were lifted for a while.
+-- The one statement that says so; other questions select from it.
 -- returns          id (null: an option's), kind, what, the columns of the pause, option, who, why, since, until, in_force
 WITH known (key, kind, shard_scope, names, numbers) AS (VALUES {known}),
 scopes (number, name) AS (VALUES {scopes}),
@@ -60,7 +61,14 @@ FROM off
 LEFT JOIN scopes ON scopes.number = off.shard_scope
 LEFT JOIN categories ON categories.number = off.category
 WHERE off.expires_at IS NULL OR off.expires_at > now()
-ORDER BY off.since, off.id, 3
+
+-- name: switched_off_list
+-- The same, the oldest first.
+SELECT *
+FROM (
+{switches}
+) AS switched
+ORDER BY since, id, what
 LIMIT {value:rows_max}
 
 -- name: add_pause

@@ -9,6 +9,7 @@ import pytest
 
 from outboxd import option_keys
 from outboxd.config import ModelConfig, OutboxConfig, ScopeConfig
+from outboxd.options import Switches
 from tests.drains import configure
 
 MODEL = ModelConfig(table="member", outbox="region", category="MEMBER", shard_identifier="organization_id")
@@ -52,7 +53,7 @@ def test_scopes_that_name_one_option_share_it() -> None:
         (CATEGORIES, '["TEAM", "MEMBER"]', ["TEAM", "MEMBER"]),
         (SHARDS, '[1, "2", 3.0, "x"]', ["1", "2", "3", "x"]),
         (SHARDS, '["0E5B2A0C-6A0B-4D43-9E9A-0A6F8D1F5C11"]', ["0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11"]),
-        (SHARDS, '["d41d8cd98f00b204e9800998ecf8427e"]', ["d41d8cd98f00b204e9800998ecf8427e"]),
+        (SHARDS, '["0E5B2A0C6A0B4D439E9A0A6F8D1F5C11"]', ["0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11"]),
         (SHARDS, f"[{10**30}]", [str(10**30)]),
         (SHARDS, "[]", []),
         (VERSION, "0", 0),
@@ -63,6 +64,13 @@ def test_scopes_that_name_one_option_share_it() -> None:
 )
 def test_a_value_that_means_something(name: str, text: str, meaning: Any) -> None:
     assert option_keys.known(CONFIG)[name].read(text) == (meaning, [])
+
+
+@pytest.mark.parametrize("shard", ["d41d8cd98f00b204e9800998ecf8427e", "D41D8CD9-8F00-B204-E980-0998ECF8427E", "x-1"])
+def test_a_shard_is_found_by_the_spelling_of_its_column_whatever_was_written(shard: str) -> None:
+    (named,) = option_keys.known(CONFIG)[SHARDS].read(f'["{shard}"]')[0]
+
+    assert Switches(shards=frozenset({(0, named, None)})).shard_off(0, shard, None)
 
 
 @pytest.mark.parametrize(

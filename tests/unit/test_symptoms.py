@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import pytest
@@ -23,8 +24,20 @@ def daemon(**more: Any) -> dict[str, Any]:
 
 
 def switch(**more: Any) -> dict[str, Any]:
-    row = {"kind": "pause", "name": "3", "what": "shard 5 of USER_SCOPE", "problem": None, "reason": "their endpoint"}
-    return row | {"author": "ada", "since": PAST, "expires_at": None, "is_old": False} | more
+    row = {
+        "id": 3,
+        "kind": "shard",
+        "what": "USER_SCOPE 5",
+        "option": None,
+        "reason": "their endpoint",
+        "in_force": True,
+    }
+    return row | {"author": "ada", "since": dt.datetime.now(dt.UTC).isoformat(), "expires_at": None} | more
+
+
+def option(**more: Any) -> dict[str, Any]:
+    row = {"key": "outbox.disabled_outboxes", "state": "in force", "problem": None, "reason": "maintenance"}
+    return row | {"updated_by": "grace", "updated_at": dt.datetime.now(dt.UTC).isoformat(), "expires_at": None} | more
 
 
 def table(**more: Any) -> dict[str, Any]:
@@ -87,19 +100,41 @@ def test_due_shards_that_nobody_claims_are_an_error(lag: dict[str, Any], claimed
     ("row", "expected"),
     [
         (switch(), "info"),
-        (switch(is_old=True), "warning"),
-        (switch(is_old=True, expires_at=LATER), "info"),
+        (switch(since="2020-01-01T00:00:00+00:00"), "warning"),
+        (switch(since="2020-01-01T00:00:00+00:00", expires_at=LATER), "info"),
         (switch(reason=None), "warning"),
         (switch(expires_at="infinity"), "info"),
-        (switch(kind="option", name="outbox.disabled_outboxes", problem="it is no JSON list"), "warning"),
     ],
 )
 def test_what_is_switched_off_without_reason_or_end_was_perhaps_forgotten(row: dict[str, Any], expected: str) -> None:
-    assert levels(symptoms.switches([row])) == [expected]
+    assert levels(symptoms.switches([row], [])) == [expected]
+
+
+def test_an_option_is_one_finding_however_long_its_list() -> None:
+    rows = [switch(id=None, option="outbox.disabled_outboxes", kind="outbox", what=f"o{n}") for n in range(7)]
+
+    (found,) = symptoms.switches(rows, [option()])
+
+    assert found.level == "info"
+    assert found.subject == "option outbox.disabled_outboxes"
+    assert found.text.startswith("outbox o0, outbox o1, outbox o2, outbox o3, outbox o4 and 2 more, by grace since ")
+
+
+def test_an_option_that_means_nothing_is_pointed_out() -> None:
+    (found,) = symptoms.switches([], [option(problem="expected a list of names of outboxes")])
+
+    assert found.level == "warning"
+    assert found.remedy == "outboxd options get outbox.disabled_outboxes"
+
+
+def test_what_was_lifted_for_a_while_is_not_switched_off() -> None:
+    (found,) = symptoms.switches([switch(in_force=False)], [])
+
+    assert found.text == "nothing is switched off"
 
 
 def test_nothing_switched_off_is_said() -> None:
-    assert symptoms.switches([]) == [Finding("ok", "kill switches", "nothing is switched off")]
+    assert symptoms.switches([], []) == [Finding("ok", "kill switches", "nothing is switched off")]
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,10 @@ async def test_the_troubled_database_is_named_in_every_part_and_is_wrong(trouble
         "daemons error: no daemon is running that drains it (silo control)",
         f"daemons info: pid 4242 on {DEAD_HOST} died at ",
         f"daemons warning: pid 4242 on {DEAD_HOST} has died, and no other daemon has noticed yet",
-        "switches info: shard 5 of ORGANIZATION_SCOPE, by ada",
-        "switches info: shard 22 of USER_SCOPE in us, by grace",
+        "switches info: shard ORGANIZATION_SCOPE 5, by ada",
+        "switches info: shard USER_SCOPE 22 in us, by grace",
         "switches info: category AUDIT, by ada",
-        "switches info: [6], by grace",
+        "switches info: shard ORGANIZATION_SCOPE 6, by grace",
         "backoff warning: 4 of 10 waiting shards in backoff",
         "backoff warning: 1 of 4 waiting shards in backoff",
         "failures warning: category MEMBER fails in 1 shard",
@@ -126,7 +126,9 @@ async def test_an_option_that_is_no_list_is_pointed_out(trouble: Trouble) -> Non
         "INSERT INTO outboxd.option (key, value) VALUES ('outbox.disabled_categories', '\"AUDIT\"')"
     )
 
-    assert "it is no JSON list: it switches nothing off" in said(await examined(trouble), "switches", "warning")
+    assert "expected a list of names of categories: it, or a part of it, has no effect" in said(
+        await examined(trouble), "switches", "warning"
+    )
 
 
 async def test_receivers_that_fail_wholesale_are_one_error(trouble: Trouble) -> None:
@@ -260,9 +262,9 @@ async def test_the_questions_for_psql_need_no_connection_and_run_there(trouble: 
     done = await run("--dsn", "postgresql://nobody@127.0.0.1:1/none", "doctor", "--sql", config=trouble.file)
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("-- daemons\n")
+    assert done.stdout.startswith("-- What is switched off: ")
     questions = [f"{each.removesuffix(';')};\n" for each in done.stdout.strip().split(";\n\n")]
-    assert len(questions) == len(doctor.GLOBAL) + 2 * len(doctor.BY_OUTBOX)
+    assert len(questions) == 2 + len(doctor.GLOBAL) + 2 * len(doctor.BY_OUTBOX)
     for question in questions:
         assert "LIMIT" in question
         await rows_of(trouble.dsn, question)
