@@ -342,9 +342,11 @@ class Drain:
     async def _conclude(self, rest: Awaitable[Outcome], group: Group, category: Category, message: Message) -> Outcome:
         outcome = await rest
         self._report(outcome, message)
-        if isinstance(outcome, Failed) and 0 < category.attempts_max <= group.attempt:
+        if not isinstance(outcome, Failed):
+            return outcome
+        if 0 < category.attempts_max <= group.attempt:
             return Buried(outcome.error)
-        return outcome
+        return Failed(outcome.error, outcome.retry_later_s)  # its exception would keep the payload in memory (I10)
 
     async def _unparsed(self, group: Group, exc: BaseException) -> Outcome:
         failed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
@@ -353,7 +355,10 @@ class Drain:
 
     def _report(self, outcome: Outcome, message: Message | None) -> None:
         if isinstance(outcome, Failed) and self._live.on_failed is not None:
-            self._live.on_failed(outcome, message)
+            try:
+                self._live.on_failed(outcome, message)
+            except Exception:  # whoever is told of failures must not turn them into something else
+                log.exception("failure.unreported")
 
     def _refusal(self, lane: Lane, group: Group, category: Category | None) -> Outcome:
         """Tell why a group cannot be given to a receiver at all; None when it can, or when it may be discarded."""

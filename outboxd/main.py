@@ -232,6 +232,7 @@ class Daemon:
         self._manager.status(f"draining {', '.join(outboxes)}")
         self._manager.ready()
         _log.info("daemon.ready", outboxes=outboxes)
+        self._say_what_is_off()
 
     async def _announce_stop(self) -> None:
         await self._stopper.stopping.wait()
@@ -274,10 +275,12 @@ class Daemon:
             done = {key: now[key] - before[key] for key in now}
             before = now
             _log.info("drain.summary", **done)
-            off = self._pipeline.switchboard.switched_off()
-            if off:
-                _log.warning("drain.switched_off", **off)
+            self._say_what_is_off()
             self._manager.status(", ".join(f"{key} {count}" for key, count in done.items()) + " in the last minute")
+
+    def _say_what_is_off(self) -> None:
+        if off := self._pipeline.switchboard.switched_off():
+            _log.warning("drain.switched_off", **off)
 
 
 RESTART_KEYS = (

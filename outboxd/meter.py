@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _UNIX_OF_INSTANT_0 = 946_684_800
 """2000-01-01 in Unix time: where PostgreSQL begins to count."""
 
+AGE_US_MAX = 10 * 365 * 86_400 * 1_000_000
 SLICE_S = 0.002
 """For so long drainers deliver before they let the event loop turn."""
 
@@ -48,9 +49,9 @@ class Histogram:
         self.total_s += times * seconds
 
     def observe_ages(self, ages_us: list[int]) -> None:
-        """Count ages in microseconds, in order; one below 0 (a clock went back) counts as 0."""
-        if ages_us[0] < 0:
-            ages_us = [max(0, age) for age in ages_us]
+        """Count ages in microseconds, in order, as between 0 (clocks differ) and ten years (a date of `-infinity`)."""
+        if ages_us[0] < 0 or ages_us[-1] > AGE_US_MAX:
+            ages_us = [min(max(0, age), AGE_US_MAX) for age in ages_us]
         before, count = 0, len(ages_us)
         for number in range(bisect_left(self.bounds, ages_us[0] / 1e6), len(self.bounds)):
             up_to = bisect_right(ages_us, self.bounds[number] * 1e6, before)

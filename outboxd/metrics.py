@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from outboxd.session import Session
     from outboxd.stall import StallWatch
 
+UNKNOWN = "unknown"
 BY_CATEGORY = ("outbox", "category")
 TIMED = (*BY_CATEGORY, "synchronous")
 
@@ -67,7 +68,7 @@ class Collector:
     def _category(self, number: int) -> str:
         """Name a category. Rows may bear numbers that nobody configured, any number of them: they share a label."""
         category = self._pipeline.live.registry.categories.get(number)
-        return "unknown" if category is None else category.name
+        return UNKNOWN if category is None else category.name
 
     def _deliveries(self) -> Iterator[Metric]:
         counts = (
@@ -91,7 +92,7 @@ class Collector:
 
     def _summed(self, field: str) -> dict[tuple[str, str], int]:
         # From 0 on, or the first increase would not be seen as one.
-        known = [c.name for c in self._pipeline.live.registry.categories.values() if c.receivers]
+        known = [c.name for c in self._pipeline.live.registry.categories.values()] + [UNKNOWN]
         sums = {(branch.config.name, name): 0 for branch in self._pipeline.branches for name in known}
         for (outbox, name), tally in self._tallies():
             sums[outbox, name] = sums.get((outbox, name), 0) + getattr(tally, field)
@@ -117,7 +118,7 @@ class Collector:
         family = HistogramMetricFamily(name, text, labels=TIMED)
         for labels, tally in self._tallies():
             histogram: Histogram = getattr(tally, field)
-            if labels[1] != "unknown":
+            if labels[1] != UNKNOWN:
                 family.add_metric([*labels, "false"], cumulated(histogram), histogram.total_s)
         return family
 

@@ -136,6 +136,7 @@ class SwitchBoard:
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.now = NOTHING_OFF
         self.gates = Gates()
+        self._is_read = False
         self._complaints: set[str] = set()
 
     async def refresh(self) -> None:
@@ -158,14 +159,11 @@ class SwitchBoard:
         for complaint in sorted(complaints - self._complaints):
             log.warning("options.ignored", problem=complaint)
         self._complaints = complaints
-        if switches != self.now:
-            log.warning(
-                "options.switched",
-                outboxes=sorted(switches.outboxes),
-                categories=sorted(switches.categories),
-                shards=len(switches.shards),
-            )
-            self.now = switches
+        has_changed, self.now = switches != self.now, switches
+        if has_changed and self._is_read:  # what is off at the start is no news
+            named = switches.named(self.config)
+            log.warning("options.switched", **(named | {"shards": len(named["shards"])}))
+        self._is_read = True
 
     def switched_off(self) -> dict[str, Any]:
         """Return what is off now, as the log says it: names, a count of shards and the first of them; or nothing."""

@@ -186,7 +186,8 @@ class Reader:
                 self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
             else:
                 # Where categories are off, all that is left may be theirs: it must not be read over and over.
-                self._scheduler.drop(claim, REST_S_MAX if self._live.switches.categories else rest_s)
+                is_off = bool(self._live.switches.categories)
+                self._scheduler.drop(claim, REST_S_MAX if is_off else rest_s, is_off=is_off and not rows)
             return
         texts = chain(map(itemgetter(PAYLOAD), rows), map(itemgetter(HEADERS), rows))
         characters = sum(map(len, filter(None, texts)))

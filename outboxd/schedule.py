@@ -212,9 +212,11 @@ class Scheduler:
             )
         self._give_back(claim)
 
-    def drop(self, claim: Claim, rest_s: float = 0.0) -> None:
-        """Give back a claim that led to no turn; with *rest_s*, leave its shard alone for so long."""
+    def drop(self, claim: Claim, rest_s: float = 0.0, *, is_off: bool = False) -> None:
+        """Give back a claim that led to no turn; with *rest_s*, leave its shard (*is_off*: all off) alone so long."""
         self._ahead -= 1
+        if is_off and self.bounded is not None:
+            self.bounded.skipped.add(claim.shard)
         if rest_s > 0:
             self._rest_shard(claim.shard, rest_s)
         self._give_back(claim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -22,6 +23,7 @@ log = structlog.get_logger()
 
 VARIABLE = "SENTRY_DSN"
 FLUSH_S_MAX = 2.0
+CAPTURES_A_SECOND_MAX = 20
 
 
 def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] | None:
@@ -30,6 +32,7 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
 
     A receiver module that has set the SDK up itself keeps its own settings. Otherwise none of the SDK's integrations
     is used: the log is not sent, and nothing is patched. Without `send_payload` no local variables are sent either.
+    Of very many failures some are left out: see `_Limit`.
     """
     if not os.environ.get(VARIABLE):
         return None
@@ -47,7 +50,11 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
             log.warning("sentry.refused", error=str(exc))
             return None
 
+    limit = _Limit()
+
     def capture(failed: Failed, message: Message | None) -> None:
+        if not limit.admits():
+            return
         with sentry_sdk.new_scope() as scope:
             if not config.send_payload:
                 scope.add_event_processor(_without_variables)
@@ -61,6 +68,21 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
                 sentry_sdk.capture_message(failed.error, level="error")
 
     return capture
+
+
+class _Limit:
+    """Admits so many captures a second: each takes 2 ms of the event loop, and a receiver may fail for everybody."""
+
+    def __init__(self) -> None:
+        self._second = 0
+        self._count = 0
+
+    def admits(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._count = second, 0
+        self._count += 1
+        return self._count <= CAPTURES_A_SECOND_MAX
 
 
 def flush() -> None:

@@ -18,10 +18,10 @@ import msgspec
 import structlog
 
 from outboxd import backoff, errors
-from outboxd.meter import SLICE_S
 from outboxd.model import Buried, Failed, Instant, Outcome, Untried, datetime_of
 from outboxd.outbox import FailedObject
-from outboxd.turn import CATEGORY, DATE_ADDED, ID, OBJECT, SCHEDULED_FOR, Group, Turn
+from outboxd.timing import observe
+from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
 
 if TYPE_CHECKING:
     from outboxd.live import Live
@@ -151,15 +151,24 @@ class Settler:
         if not groups:
             return
         turn.delivered = []
-        ended_at = time.monotonic()
-        seconds, turn.slice_at = ended_at - turn.slice_at, ended_at
-        now = self.meter.now()
-        categories = {group.newest[CATEGORY] for group in groups}
-        for category in categories:
-            own = groups if len(categories) == 1 else [g for g in groups if g.newest[CATEGORY] == category]
-            calls = 0 if category in turn.unhandled else len(own)
-            ids = [i for group in own for i in group.ids]
-            self._put(Delivered(turn, category, own, calls, ids, now, seconds * len(own) / len(groups)))
+        now, seconds = 0, 0.0
+        if self.meter.timed:
+            ended_at = time.monotonic()
+            now, seconds, turn.slice_at = self.meter.now(), ended_at - turn.slice_at, ended_at
+        first = groups[0].newest[CATEGORY]
+        if len(groups) == 1 or {group.newest[CATEGORY] for group in groups} == {first}:
+            self._hand_over(turn, first, groups, now, seconds)
+            return
+        by_category: dict[int, list[Group]] = {}
+        for group in groups:
+            by_category.setdefault(group.newest[CATEGORY], []).append(group)
+        for category, own in by_category.items():
+            self._hand_over(turn, category, own, now, seconds * len(own) / len(groups))
+
+    def _hand_over(self, turn: Turn, category: int, groups: list[Group], now: Instant, seconds: float) -> None:
+        calls = 0 if category in turn.unhandled else len(groups)
+        ids = [i for group in groups for i in group.ids]
+        self._put(Delivered(turn, category, groups, calls, ids, now, seconds))
 
     def add(self, ending: Ending) -> None:
         """Take an ending, behind what the turn has delivered before it."""
@@ -262,28 +271,16 @@ class Settler:
             known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None]
             await self._outbox.delete_messages(ids, known)
             batch[:] = others
-            if self.meter.timed:
-                self._observe(done)
             for entry in done:
                 self._count(entry.turn, entry.category, entry.calls, entry.row_count)
                 self._settled(entry)
             self._live.beat()
+            observe(self._outbox.name, self.meter, done)
         for ending in others:
             await self._write_one(ending)
             batch.pop(0)
             self._settled(ending)
             self._live.beat()
-
-    def _observe(self, done: list[Delivered]) -> None:
-        for category in {entry.category for entry in done if entry.calls}:
-            entries = [entry for entry in done if entry.category == category and entry.calls]
-            lags = [e.ended_at - group.newest[DATE_ADDED] for e in entries for group in e.groups]
-            waits = lags
-            if sum(e.row_count for e in entries) > len(lags) or any(e.seconds > SLICE_S for e in entries):
-                waits = [
-                    e.ended_at - int(e.seconds * 1e6) - group.oldest[DATE_ADDED] for e in entries for group in e.groups
-                ]
-            self.meter.observe(category, lags, waits, [(len(e.groups), e.seconds) for e in entries])
 
     async def _write_one(self, ending: Ending) -> None:
         if isinstance(ending.outcome, Untried):
@@ -309,9 +306,9 @@ class Settler:
             )
             turn, group = ending.turn, ending.group
             category = ending.subject[1]
-            if self.meter.timed:
-                self._observe([Delivered(turn, category, [group], 1, group.ids, ending.ended_at, ending.seconds)])
             self._count(turn, category, 1, ending.row_count)
+            done = Delivered(turn, category, [group], 1, group.ids, ending.ended_at, ending.seconds)
+            observe(self._outbox.name, self.meter, [done])
 
     async def _fail(self, ending: Ending, failed: Failed) -> None:
         attempts: int | None = ending.group.attempt

@@ -250,3 +250,16 @@ async def test_a_second_signal_ends_it_at_once(installation: Installation) -> No
     assert code == 1
     assert await installation.ids() == set(ids)
     assert await installation.left_behind() == []
+
+
+async def test_a_run_that_goes_well_is_quiet_about_what_is_switched_off(installation: Installation) -> None:
+    await installation.connection.execute(
+        "INSERT INTO outboxd.pause (kind, category, reason) VALUES ('category', $1, 'bad deploy')", UPDATE
+    )
+    await installation.insert([1], category=UPDATE)
+
+    quiet = await installation.run("--once", "--quiet")
+    told = await installation.run("--once", "--json")
+
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+    assert json.loads(told.stdout)["skipped_shards"] == 1
