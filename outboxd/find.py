@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from outboxd.outbox import Outbox
 
 PASS_SHARE_MAX = 1 / 20
+COST_REST_S_MAX = 5.0
+"""What a look costs is measured by the clock, and a server that stood still has cost nothing: no longer rest for it."""
 
 
 class Finder:
@@ -111,7 +113,7 @@ class Finder:
         rest_s = self._live.poll_interval_s * random.uniform(0.9, 1.0)  # noqa: S311  replicas must not poll in step
         if due_in_s is not None:
             rest_s = min(rest_s, due_in_s + 0.001)
-        self._next_pass_at = now + max(rest_s, self._pass_cost_s / PASS_SHARE_MAX)
+        self._next_pass_at = now + max(rest_s, _rest_after(self._pass_cost_s))
         self._passing = False
         self.passes += 1
 
@@ -127,7 +129,7 @@ class Finder:
             self.look_in(new.due_in_s)
         if not new.candidates:  # what producers write and drain themselves may be dead there, and walked each time
             now = time.monotonic()
-            self._next_new_at = now + (now - started_at) / PASS_SHARE_MAX
+            self._next_new_at = now + _rest_after(now - started_at)
         self._id_seen = new.id_max
         self._woken = self._woken or new.more
         return new.candidates
@@ -155,3 +157,8 @@ class OneShard(Finder):
         self._next_pass_at = time.monotonic() + self._live.poll_interval_s
         self.passes += 1
         return found
+
+
+def _rest_after(cost_s: float) -> float:
+    """Tell how long to rest after a look that took so long, so that looking never is more than a share of the work."""
+    return min(COST_REST_S_MAX, cost_s / PASS_SHARE_MAX)

@@ -52,9 +52,9 @@ class Pause(NamedTuple):
 
 def about(what: str, author: str | None, reason: str | None, until: dt.datetime | str | None) -> str:
     """Say of a pause or an option by whom it is, why, and until when."""
-    by = f" by {author}" if author else ""
+    by = f" by {display.one_line(author)}" if author else ""
     end = f", until {display.moment(until)}" if until else ""
-    why = f": {' '.join(reason.split())}" if reason else ""
+    why = f": {display.one_line(reason)}" if reason else ""
     return f"{what}{by}{end}{why}"
 
 

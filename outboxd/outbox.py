@@ -124,7 +124,7 @@ class Outbox:
         """Look at messages with an id above *id_seen*, at most *limit* of them."""
         rows = await self._fetch(self.finding, "find_new", id_seen, limit)
         return NewMessages(
-            candidates=[Candidate(tuple(row)[5:], row[0], row[3]) for row in rows if row[3] is not None],
+            candidates=[Candidate(tuple(row)[5:], row[0], row[3], is_new=True) for row in rows if row[3] is not None],
             id_max=max((row[1] for row in rows), default=id_seen),
             more=sum(row[2] for row in rows) >= limit,
             due_in_s=min((row[4] for row in rows if row[4] is not None), default=None),

@@ -17,7 +17,6 @@ import structlog
 
 from outboxd import errors
 from outboxd.model import Candidate
-from outboxd.schedule import REST_S_MAX
 from outboxd.turn import CATEGORY, HEADERS, ID, OBJECT, PAYLOAD, SHARD_NUMBER, Group, Turn, coalesce
 
 if TYPE_CHECKING:
@@ -186,8 +185,8 @@ class Reader:
                 self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
             else:
                 # Where categories are off, all that is left may be theirs: it must not be read over and over.
-                is_off = bool(self._live.switches.categories)
-                self._scheduler.drop(claim, REST_S_MAX if is_off else rest_s, is_off=is_off and not rows)
+                is_off = bool(self._live.switches.categories) and not rows
+                self._scheduler.drop(claim, rest_s, is_off=is_off)
             return
         texts = chain(map(itemgetter(PAYLOAD), rows), map(itemgetter(HEADERS), rows))
         characters = sum(map(len, filter(None, texts)))

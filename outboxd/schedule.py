@@ -39,6 +39,8 @@ CLAIMS_AHEAD_MAX = 1_000
 AHEAD_WINDOW_S = 0.2
 RESTING_MAX = 100_000
 REST_S_MAX = 5.0
+OFF_REST_S = 30.0
+"""So long a shard of which every message is behind a category's switch is left alone, unless something new comes."""
 PAUSE_S_MAX = 5.0
 POSTPONED_S = 0.5
 BOUNDED_FAILURES_MAX = 6
@@ -122,6 +124,7 @@ class Scheduler:
         self._revisit: deque[Candidate] = deque()
         self._releasing: list[Claim] = []
         self._resting: dict[ShardKey, float] = {}
+        self._off: dict[ShardKey, float] = {}
         self._looked_at = 0.0
         self._failures = 0
         self._reported: errors.OutboxdError | None = None
@@ -172,6 +175,7 @@ class Scheduler:
         """Start the next pass now: settings or switches have changed."""
         self._logs_turns = _is_debug()
         self._resting.clear()
+        self._off.clear()
         self.finder.restart()
         self._kick.set()
 
@@ -215,8 +219,11 @@ class Scheduler:
     def drop(self, claim: Claim, rest_s: float = 0.0, *, is_off: bool = False) -> None:
         """Give back a claim that led to no turn; with *rest_s*, leave its shard (*is_off*: all off) alone so long."""
         self._ahead -= 1
-        if is_off and self.bounded is not None:
-            self.bounded.skipped.add(claim.shard)
+        if is_off:
+            self._rest_in(self._off, claim.shard, OFF_REST_S)
+            if self.bounded is not None:
+                self.bounded.skipped.add(claim.shard)
+                self.bounded.closed.add(claim.shard)
         if rest_s > 0:
             self._rest_shard(claim.shard, rest_s)
         self._give_back(claim)
@@ -318,17 +325,23 @@ class Scheduler:
             return False
         if self._resting and self._resting.get(candidate.shard, 0.0) > time.monotonic():
             return False
+        if self._off and not candidate.is_new and self._off.get(candidate.shard, 0.0) > time.monotonic():
+            return False
         return self.bounded is None or self.bounded.admits(candidate)
 
     def _rest_shard(self, shard: ShardKey, rest_s: float) -> None:
         """Do not look at a held shard again and again; a few seconds at most, in case somebody makes it due."""
-        if len(self._resting) >= RESTING_MAX:
-            now = time.monotonic()
-            self._resting = {key: until for key, until in self._resting.items() if until > now}
-        if len(self._resting) < RESTING_MAX:
-            self._resting[shard] = time.monotonic() + min(rest_s, REST_S_MAX)
+        self._rest_in(self._resting, shard, min(rest_s, REST_S_MAX))
         if self.bounded is not None:
             self.bounded.closed.add(shard)
+
+    def _rest_in(self, resting: dict[ShardKey, float], shard: ShardKey, rest_s: float) -> None:
+        now = time.monotonic()
+        if len(resting) >= RESTING_MAX:
+            for key in [key for key, until in resting.items() if until <= now]:
+                del resting[key]
+        if len(resting) < RESTING_MAX:
+            resting[shard] = now + rest_s
 
     def _room(self) -> int:
         allowed = max(self._ahead_min(), min(CLAIMS_AHEAD_MAX, self._pace.recent()))

@@ -331,3 +331,23 @@ async def test_many_shards_that_are_off_do_not_keep_a_bounded_run_from_ending(
     assert seen.shards == [1_500]
     assert pipeline.branches[0].bounded is not None
     assert len(pipeline.branches[0].bounded.skipped) == 1_499
+
+
+async def test_shards_behind_the_switch_of_a_category_are_not_claimed_in_every_pass(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 40, shards=40)
+    await connection.execute(SWITCHES["pause of a category"][0])
+    seen = Recorder()
+
+    async with draining(database, {"MEMBER": seen, "TEAM": seen}) as pipeline:
+        [branch] = pipeline.branches
+        await until(lambda: branch.claimed.claimed == 40)
+        passes = branch.scheduler.finder.passes  # type: ignore[union-attr]
+        await until(lambda: branch.scheduler.finder.passes > passes + 3)  # type: ignore[union-attr]
+        assert branch.claimed.claimed == 40
+        await write(connection, shard=7, category="TEAM")
+        await until(lambda: len(seen.messages) == 1)
+        assert seen.shards == [7]
+        await connection.execute(SWITCHES["pause of a category"][1])
+        await until_empty(connection)
