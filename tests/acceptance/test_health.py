@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import aiohttp
@@ -21,7 +22,6 @@ from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
-    from pathlib import Path
 
     from prometheus_client.metrics_core import Metric
 
@@ -475,3 +475,23 @@ async def test_health_needs_no_database(bare: Installation) -> None:
         code, _, _ = await health(bare, await address_of(daemon), "--live")
 
     assert code == 0
+
+
+async def test_half_sent_requests_neither_starve_the_probes_nor_fill_the_log(installation: Installation) -> None:
+    async with installation.ready_daemon() as daemon:
+        [address] = (await daemon.wait_for_event("http.listening"))["addresses"]
+        host, port = address.split(":")
+        held = [socket.create_connection((host, int(port))) for _ in range(200)]
+        for each in held:
+            each.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+        open_sockets = Path(f"/proc/{daemon.pid}/fd")
+
+        await eventually(lambda: len(list(open_sockets.iterdir())) < 120)
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://{address}/healthz") as answer:
+                assert answer.status == 200
+            async with session.get(f"http://{address}/healthz", headers={"X": "x" * 100_000}) as answer:
+                assert answer.status == 400
+        for each in held:
+            each.close()
+    assert {json.loads(line)["level"] for line in daemon.stderr_lines} == {"info"}
