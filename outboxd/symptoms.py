@@ -72,7 +72,10 @@ def _quiet(row: Row) -> Finding:
 
 
 def _dead(rows: list[Row]) -> list[Finding]:
-    return [_death(row) for row in rows if not is_alive(row)]
+    dead = [row for row in rows if not is_alive(row)]
+    found = [_death(row) for row in dead[:NAMED_MAX]]
+    more = len(dead) - NAMED_MAX
+    return found if more <= 0 else [*found, Finding("info", "daemons", f"at least {more} more died in the last day")]
 
 
 def _death(row: Row) -> Finding:

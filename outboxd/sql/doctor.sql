@@ -6,7 +6,8 @@
 -- Values: shard_class and worker_class int4 (lock classes), rows_max and shards_max int8 (bounds), death_counts_s int8.
 
 -- name: daemons
--- Daemons and runs of --once that have registered. Without backend_pid nobody holds the lock of the row: it has died.
+-- Daemons and runs of --once that have registered, the living first, then the newest: one that dies at each start leaves
+-- hundreds of rows a day. Without backend_pid nobody holds the lock of the row: it has died.
 -- quiet_s: seconds since its claim session did anything; empty where this role may not see it.
 -- returns          one row a daemon
 SELECT
@@ -41,7 +42,7 @@ LEFT JOIN pg_locks AS registered
     AND registered.objid::int8 = w.id
     AND registered.objsubid = 2
 LEFT JOIN pg_stat_activity AS a ON a.pid = registered.pid
-ORDER BY w.id
+ORDER BY registered.pid IS NULL, w.id DESC
 LIMIT 100
 
 -- name: locks

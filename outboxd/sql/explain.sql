@@ -101,7 +101,8 @@ daemons AS (
         AND registered.objid = w.id
     WHERE w.silo_mode IN ('monolith', {silo})
         AND w.outboxes @> jsonb_build_array(jsonb_build_object('name', {outbox}::text))
-    ORDER BY w.id DESC
+    -- The living first: one that dies at each start leaves hundreds of rows a day.
+    ORDER BY registered.pid IS NULL, w.id DESC
     LIMIT 100
 ),
 holder AS (

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from outboxd import doctor
+from outboxd import doctor, explain
 from outboxd.embedded import embedded_postgres
-from tests.drains import by_hand, connected, write
+from tests.drains import REGION, by_hand, connected, write
 from tests.integration.operate.roles import reading_role
 from tests.integration.schema_cases import empty_database
 from tests.processes import run
@@ -94,6 +94,21 @@ async def test_a_registered_daemon_that_claims_nothing_is_found_out(trouble: Tro
     assert "messages have been due for 1 h, and its daemons have claimed no shard" in said(idle, "claims")
     assert said(busy, "claims") == ""
     assert "been due for 1 h; doctor.lag_slo_s is 60" in said(busy, "lag")
+
+
+async def test_a_daemon_is_found_behind_all_those_that_died_after_its_start(trouble: Trouble) -> None:
+    async with by_hand(trouble.dsn, trouble.config):
+        await trouble.connection.execute(
+            "INSERT INTO outboxd.worker (host, pid, version, silo_mode, outboxes, died_at)"
+            " SELECT 'looping', n, '1', 'monolith', '[{\"name\": \"region\"}]', now() FROM generate_series(1, 150) AS n"
+        )
+        report = await examined(trouble)
+        answer = await explain.explain(trouble.connection, trouble.loaded, explain.Asked(REGION, 0, str(HEALTHY)))
+
+    assert said(report, "daemons") == ""
+    assert said(report, "daemons", "ok").count("drained by pid ") == 2
+    assert said(report, "daemons", "warning").startswith("daemons: pid 150 on looping died at ")
+    assert "no_daemon" not in [each.code for each in answer.reasons]
 
 
 async def test_what_is_paused_or_failing_is_not_late(trouble: Trouble) -> None:
