@@ -37,15 +37,17 @@ _LOAD = sql.load("backfill.sql")
 CHECK_S_MAX = 5.0
 ROWS_MAX = 10_000
 SHARDS_MAX = 1_000
+OBJECTS_MAX = 20
 GLOBAL = ("daemons", "horizon")
 BY_OUTBOX = ("locks", "lag", "backoff", "failures", "table")
 _LOOKS_INTO_TABLE = ("lag", "backoff", "table")
-_LOOKS_UP = ("lag", "backoff")
+_LOOKS_UP = ("lag", "backoff", "failures")
 _VALUES = {
     "shard_class": SHARD_CLASS,
     "worker_class": WORKER_CLASS,
     "rows_max": ROWS_MAX,
     "shards_max": SHARDS_MAX,
+    "objects_max": OBJECTS_MAX,
     "death_counts_s": int(DEATH_COUNTS_FOR.total_seconds()),
 }
 _COMMENT = re.compile(r"\A(?:--.*\n)+")

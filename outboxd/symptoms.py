@@ -161,10 +161,10 @@ def backoff(row: Row, outbox: OutboxConfig) -> list[Finding]:
     """Tell how much is in backoff: everything is an error."""
     subject = f"outbox {outbox.name}"
     shards, failing = row["shards"], row["failing"]
-    least = "at least " if row["is_at_least"] else ""
+    waiting = _at_least(row["is_at_least"]) + counted(shards, "waiting shard")
     if not failing:
-        return [Finding("ok", subject, f"none of {least}{counted(shards, 'waiting shard')} is in backoff")]
-    text = f"{failing} of {least}{counted(shards, 'waiting shard')} in backoff"
+        return [Finding("ok", subject, f"none of {waiting} is in backoff")]
+    text = f"{failing} of {waiting} in backoff"
     if failing == shards >= ALL_IN_BACKOFF_MIN:
         remedy = "Mend what they fail with, then: outboxd retry --all-stuck"
         return [Finding("error", subject, f"everything that waits is in backoff: {text}", remedy)]
@@ -180,7 +180,10 @@ def failures(rows: list[Row], outbox: OutboxConfig) -> list[Finding]:
 
 
 def _failure(row: Row, subject: str, remedy: str) -> Finding:
-    where = f"{counted(row['shards'], 'shard')} ({counted(row['objects'], 'object')}"
+    shards, objects = (
+        _at_least(row[f"{what}s_at_least"]) + counted(row[f"{what}s"], what) for what in ("shard", "object")
+    )
+    where = f"{shards} ({objects}"
     tries = f"up to {counted(row['attempts'], 'attempt')}, last {moment(row['last_failed_at'])})"
     text = f"category {row['category']} fails in {where}, {tries}: {' '.join(row['error'].split())}"
     wholesale = row["shards"] >= WHOLESALE_SHARDS
@@ -284,6 +287,10 @@ def _session(row: Row) -> str:
 
 def _for(age_s: float | None) -> str:
     return "" if age_s is None else f", for {duration(age_s)},"
+
+
+def _at_least(is_so: bool) -> str:
+    return "at least " if is_so else ""
 
 
 def _number(number: int) -> str:

@@ -3,7 +3,8 @@
 -- Names in braces beside those of `query.names_of`: {regclass} of the outbox; {switches}: what is switched off;
 -- {canonical:x}: x.shard_identifier as kill switches are compared; {load},
 -- {lag_of_first}: statements of backfill.sql.
--- Values: shard_class and worker_class int4 (lock classes), rows_max and shards_max int8 (bounds), death_counts_s int8.
+-- Values: shard_class and worker_class int4 (lock classes), rows_max, shards_max and objects_max int8 (bounds),
+-- death_counts_s int8.
 
 -- name: daemons
 -- Daemons and runs of --once that have registered, the living first, then the newest: one that dies at each start leaves
@@ -99,19 +100,57 @@ LIMIT 1
 
 -- name: failures
 -- What receivers fail with, alike errors together (numbers in them do not count), the one that holds most shards first.
+-- Jumps from one shard and category to the next, up to a bound, and looks at a few objects of each: a shard in which
+-- thousands fail must not hide the others. shards_at_least, objects_at_least: a bound was reached, there may be more.
 -- returns          one row an error, at most five
 -- index            primary key of outboxd.failure
+WITH RECURSIVE found AS (
+    (
+        SELECT f.shard_scope, f.shard_identifier, f.region_name, f.category
+        FROM {schema}.failure AS f
+        WHERE f.outbox = {outbox}
+        ORDER BY f.shard_scope, f.shard_identifier, f.region_name, f.category
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM found
+    CROSS JOIN LATERAL (
+        SELECT f.shard_scope, f.shard_identifier, f.region_name, f.category
+        FROM {schema}.failure AS f
+        WHERE f.outbox = {outbox}
+            AND (f.shard_scope, f.shard_identifier, f.region_name, f.category)
+                > (found.shard_scope, found.shard_identifier, found.region_name, found.category)
+        ORDER BY f.shard_scope, f.shard_identifier, f.region_name, f.category
+        LIMIT 1
+    ) AS following
+),
+few AS MATERIALIZED (
+    SELECT * FROM found LIMIT {value:shards_max}
+)
 SELECT
     {category_name:few} AS category,
     count(DISTINCT (few.shard_scope, few.shard_identifier, few.region_name)) AS shards,
+    (SELECT count(*) FROM few) >= {value:shards_max} AS shards_at_least,
     count(*) AS objects,
-    max(few.attempts) AS attempts,
-    min(few.first_failed_at) AS first_failed_at,
-    max(few.last_failed_at) AS last_failed_at,
-    min(left(few.last_error, 300)) AS error
-FROM (SELECT * FROM {schema}.failure AS f WHERE f.outbox = {outbox} LIMIT {value:rows_max}) AS few
-GROUP BY few.category, regexp_replace(left(few.last_error, 200), '[0-9]+', '#', 'g')
-ORDER BY 2 DESC, 4 DESC, 1
+    (SELECT count(*) FROM few) >= {value:shards_max} OR bool_or(seen.place >= {value:objects_max}) AS objects_at_least,
+    max(seen.attempts) AS attempts,
+    min(seen.first_failed_at) AS first_failed_at,
+    max(seen.last_failed_at) AS last_failed_at,
+    min(left(seen.last_error, 300)) AS error
+FROM few
+CROSS JOIN LATERAL (
+    SELECT f.attempts, f.first_failed_at, f.last_failed_at, f.last_error, row_number() OVER () AS place
+    FROM {schema}.failure AS f
+    WHERE f.outbox = {outbox}
+        AND f.shard_scope = few.shard_scope
+        AND f.shard_identifier = few.shard_identifier
+        AND f.region_name = few.region_name
+        AND f.category = few.category
+    LIMIT {value:objects_max}
+) AS seen
+GROUP BY few.category, regexp_replace(left(seen.last_error, 200), '[0-9]+', '#', 'g')
+ORDER BY 2 DESC, 6 DESC, 1
 LIMIT 5
 
 -- name: table

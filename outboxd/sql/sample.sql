@@ -32,23 +32,37 @@ SELECT
     (SELECT share < 1 FROM extent) AS is_estimate
 
 -- name: condition
--- How the table is, and what failed or was buried; counts go no further than $2.
+-- How the table is, and what failed or was buried; counts go no further than $2. From one failing shard to the next: a
+-- shard in which thousands of objects fail must not hide the others.
 -- $1 text          outbox
--- $2 int8          rows to count at most
+-- $2 int8          shards, and dead letters, to count at most
 -- returns          dead_tuples, bytes (with indexes and TOAST), failing_shards, dead_letters
 -- index            primary key of outboxd.failure; (outbox, buried_at) of outboxd.dead_letter
+WITH RECURSIVE failing AS (
+    (
+        SELECT f.shard_scope, f.shard_identifier, f.region_name
+        FROM {schema}.failure AS f
+        WHERE f.outbox = $1::text
+        ORDER BY f.shard_scope, f.shard_identifier, f.region_name
+        LIMIT 1
+    )
+    UNION ALL
+    SELECT following.*
+    FROM failing
+    CROSS JOIN LATERAL (
+        SELECT f.shard_scope, f.shard_identifier, f.region_name
+        FROM {schema}.failure AS f
+        WHERE f.outbox = $1::text
+            AND (f.shard_scope, f.shard_identifier, f.region_name)
+                > (failing.shard_scope, failing.shard_identifier, failing.region_name)
+        ORDER BY f.shard_scope, f.shard_identifier, f.region_name
+        LIMIT 1
+    ) AS following
+)
 SELECT
     pg_stat_get_dead_tuples({regclass})::int8 AS dead_tuples,
     pg_total_relation_size({regclass})::int8 AS bytes,
-    (
-        SELECT count(DISTINCT (few.shard_scope, few.shard_identifier, few.region_name))
-        FROM (
-            SELECT f.shard_scope, f.shard_identifier, f.region_name
-            FROM {schema}.failure AS f
-            WHERE f.outbox = $1::text
-            LIMIT $2::int8
-        ) AS few
-    ) AS failing_shards,
+    (SELECT count(*) FROM (SELECT FROM failing LIMIT $2::int8) AS few) AS failing_shards,
     (SELECT count(*) FROM (SELECT FROM {schema}.dead_letter AS d WHERE d.outbox = $1::text LIMIT $2::int8) AS few)
         AS dead_letters
 

@@ -152,7 +152,9 @@ def test_one_error_in_many_shards_is_a_receiver_that_fails_wholesale(shards: int
     row = {
         "category": "MEMBER",
         "shards": shards,
+        "shards_at_least": False,
         "objects": 12,
+        "objects_at_least": True,
         "attempts": 3,
         "last_failed_at": PAST,
         "error": "a\nb",
@@ -160,7 +162,7 @@ def test_one_error_in_many_shards_is_a_receiver_that_fails_wholesale(shards: int
     [found] = symptoms.failures([row], REGION)
 
     assert found.level == expected
-    assert found.text.endswith("12 objects, up to 3 attempts, last 2026-11-22 05:00:00 UTC): a b")
+    assert found.text.endswith("(at least 12 objects, up to 3 attempts, last 2026-11-22 05:00:00 UTC): a b")
 
 
 class TestTable:

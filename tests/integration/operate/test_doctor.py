@@ -156,6 +156,27 @@ async def test_receivers_that_fail_wholesale_are_one_error(trouble: Trouble) -> 
     assert said(await examined(trouble), "failures").startswith("outbox region: category MEMBER fails in 50 shards")
 
 
+async def test_a_shard_in_which_thousands_fail_hides_no_other(trouble: Trouble) -> None:
+    await trouble.connection.execute(
+        "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, category, object_identifier, message_id,"
+        " attempts, last_error) SELECT 'region', 0, CASE WHEN n <= 10000 THEN '0' ELSE n::text END,"
+        " CASE WHEN n <= 10000 THEN 4 ELSE 2 END, n, n, 9, 'shop.accept raised Busy' FROM generate_series(1, 10050) AS n"
+    )
+
+    report = await examined(trouble)
+
+    assert said(report, "failures").startswith("outbox region: category TEAM fails in 50 shards (50 objects, ")
+    assert "category SKIPPING fails in 1 shard (at least 20 objects, " in said(report, "failures", "warning")
+
+
+async def test_more_failing_shards_than_are_looked_at_are_said_to_be_more(
+    trouble: Trouble, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(doctor._VALUES, "shards_max", 2)
+
+    assert "fails in at least 1 shard (at least 1 object, " in said(await examined(trouble), "failures", "warning")
+
+
 async def test_no_receiver_at_all_is_an_error(trouble: Trouble) -> None:
     trouble.file.write_text(trouble.file.read_text().replace('modules = ["tests.trouble_receivers"]', "modules = []"))
 

@@ -155,6 +155,16 @@ async def test_failing_shards_are_counted_and_not_their_objects(database: str, c
     assert len(await failures(connection)) == 4
 
 
+async def test_a_shard_in_which_thousands_fail_hides_no_other(database: str, connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, category, object_identifier, message_id)"
+        " SELECT 'region', 0, CASE WHEN n <= 10000 THEN '0' ELSE n::text END, 4, n, n"
+        " FROM generate_series(1, 10050) AS n"
+    )
+    async with sampled(database) as (_, made):
+        assert (await sample(made)).failing_shards == 51
+
+
 async def test_dead_letters_are_counted(database: str, connection: asyncpg.Connection) -> None:
     for shard in range(3):
         await write(connection, shard=shard)
