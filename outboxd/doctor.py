@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _STATEMENTS = sql.load("doctor.sql")
 _LOAD = sql.load("backfill.sql")
+_HOLDERS = sql.without_header(sql.load("sample.sql")["holders"])
 
 CHECK_S_MAX = 5.0
 ROWS_MAX = 10_000
@@ -265,6 +266,7 @@ def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
         "regclass": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
         "switches": switching.switches(config),
         "canonical": canonical_sql,
+        "holders": _HOLDERS,
     }
     about, statement = _comment_and_statement(_STATEMENTS[name])
     if name == "lag":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _STATEMENTS = sql.load("sample.sql")
+_HORIZON = sql.Renderer({"holders": sql.without_header(_STATEMENTS["holders"])}, {}).render(_STATEMENTS["horizon"])
 
 SAMPLE_INTERVAL_S = 10.0
 FIRST_INTERVAL_S = 1.0
@@ -60,7 +61,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Horizon:
-    """The oldest snapshot that holds vacuum back: its age in transactions and in seconds."""
+    """What holds vacuum back: the age of the oldest in transactions, and of the oldest transaction in seconds."""
 
     transactions: int
     seconds: float
@@ -118,11 +119,13 @@ class Sampler:
                 self._complain(name, exc)
 
     async def _look_at_server(self) -> None:
-        before = time.time()
-        visible, transactions, seconds, clock = (await self._fetch("horizon", _STATEMENTS["horizon"]))[0]
+        visible, transactions, seconds = (await self._fetch("horizon", _HORIZON))[0]
         self.horizon = Horizon(transactions, seconds) if visible else None
-        for branch in self._pipeline.branches:
-            branch.meter.clock_ahead_s = clock - (before + time.time()) / 2
+        life, before = self.session.life, time.time()
+        clock = (await self._fetch("clock", _STATEMENTS["clock"]))[0][0]
+        if self.session.life == life:  # else much of the time may have gone into opening it
+            for branch in self._pipeline.branches:
+                branch.meter.clock_ahead_s = clock - (before + time.time()) / 2
 
     async def _look_at(self, branch: Branch) -> None:
         name = branch.config.name

@@ -2,7 +2,7 @@
 --
 -- Names in braces beside those of `query.names_of`: {regclass} of the outbox; {switches}: what is switched off;
 -- {canonical:x}: x.shard_identifier as kill switches are compared; {load},
--- {lag_of_first}: statements of backfill.sql.
+-- {lag_of_first}: statements of backfill.sql; {holders}: a fragment of sample.sql.
 -- Values: shard_class and worker_class int4 (lock classes), rows_max, shards_max and objects_max int8 (bounds),
 -- death_counts_s int8.
 
@@ -188,32 +188,18 @@ LIMIT 1
 -- What keeps vacuum from removing dead rows: transactions, prepared transactions, replication slots; the oldest first.
 -- sees_activity: whether this role sees what other roles do. It may be alone in its row.
 -- returns          one row each
-SELECT holder.*, pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_activity
+SELECT
+    holder.kind,
+    holder.pid,
+    holder.name,
+    holder.role,
+    holder.state,
+    round(holder.age_s::numeric, 1)::float8 AS age_s,
+    holder.xid_age,
+    pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS sees_activity
 FROM (SELECT) AS once
 LEFT JOIN (
-    SELECT
-        CASE a.backend_type WHEN 'walsender' THEN 'standby' ELSE 'transaction' END AS kind,
-        a.pid,
-        a.application_name AS name,
-        a.usename::text AS role,
-        a.state,
-        round(extract(epoch FROM clock_timestamp() - a.xact_start), 1)::float8 AS age_s,
-        greatest(age(a.backend_xid), age(a.backend_xmin)) AS xid_age
-    FROM pg_stat_activity AS a
-    WHERE (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)
-        AND a.pid <> pg_backend_pid()
-        AND (a.datname = current_database() AND a.backend_type = 'client backend' OR a.backend_type = 'walsender')
-    UNION ALL
-    SELECT 'prepared', NULL, x.gid, x.owner::text, NULL,
-        round(extract(epoch FROM clock_timestamp() - x.prepared), 1)::float8, age(x.transaction)
-    FROM pg_prepared_xacts AS x
-    WHERE x.database = current_database()
-    UNION ALL
-    SELECT
-        'slot', r.active_pid, r.slot_name::text, NULL, CASE WHEN r.active THEN 'active' ELSE 'inactive' END, NULL,
-        age(r.xmin)
-    FROM pg_replication_slots AS r
-    WHERE r.xmin IS NOT NULL
+{holders}
 ) AS holder ON true
 ORDER BY holder.age_s DESC NULLS LAST, holder.xid_age DESC
 LIMIT 5

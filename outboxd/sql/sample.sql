@@ -66,30 +66,55 @@ SELECT
     (SELECT count(*) FROM (SELECT FROM {schema}.dead_letter AS d WHERE d.outbox = $1::text LIMIT $2::int8) AS few)
         AS dead_letters
 
+-- name: holders
+-- A fragment: whoever holds back the vacuum of the tables in this database; the one place that says so.
+-- A vacuum, other than VACUUM FULL, holds back no other one. Nor does what decodes for a logical slot, or the slot's
+-- catalog_xmin: they keep catalogs only.
+-- returns          kind, pid, name, role, state, age_s (null: no transaction), xid_age
+SELECT
+    CASE WHEN a.backend_type = 'walsender' AND a.xact_start IS NULL THEN 'standby' ELSE 'transaction' END AS kind,
+    a.pid,
+    a.application_name AS name,
+    a.usename::text AS role,
+    a.state,
+    extract(epoch FROM clock_timestamp() - a.xact_start)::float8 AS age_s,
+    greatest(age(a.backend_xid), age(a.backend_xmin)) AS xid_age
+FROM pg_stat_activity AS a
+WHERE (a.backend_xid IS NOT NULL OR a.backend_xmin IS NOT NULL)
+    AND a.pid <> pg_backend_pid()
+    AND (
+        a.datname = current_database() AND a.backend_type NOT IN ('autovacuum worker', 'parallel worker')
+        OR a.backend_type = 'walsender' AND a.xact_start IS NULL
+    )
+    AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum AS v WHERE v.pid = a.pid)
+    AND NOT (
+        a.backend_type = 'walsender'
+        AND EXISTS (SELECT FROM pg_replication_slots AS d WHERE d.active_pid = a.pid AND d.slot_type = 'logical')
+    )
+UNION ALL
+SELECT
+    'prepared', NULL, x.gid, x.owner::text, NULL,
+    extract(epoch FROM clock_timestamp() - x.prepared)::float8, age(x.transaction)
+FROM pg_prepared_xacts AS x
+WHERE x.database = current_database()
+UNION ALL
+SELECT
+    'slot', r.active_pid, r.slot_name::text, NULL, CASE WHEN r.active THEN 'active' ELSE 'inactive' END, NULL, age(r.xmin)
+FROM pg_replication_slots AS r
+WHERE r.xmin IS NOT NULL
+
 -- name: horizon
--- What keeps vacuum from removing dead rows, and the clock.
+-- How far back vacuum is held, of the fragment above.
 -- returns          is_visible (else this role may not see the sessions of others), age in transactions of the oldest
---                  snapshot that anything in this database holds, its age in seconds where a session holds it, clock
+--                  snapshot or transaction that holds vacuum back, age in seconds of the oldest transaction that does
 SELECT
     pg_has_role(current_user, 'pg_read_all_stats', 'USAGE') AS is_visible,
-    greatest(
-        (
-            SELECT max(age(a.backend_xmin))
-            FROM pg_stat_activity AS a
-            WHERE a.pid <> pg_backend_pid() AND (a.datname = current_database() OR a.datname IS NULL)
-        ),
-        (SELECT max(age(p.transaction)) FROM pg_prepared_xacts AS p WHERE p.database = current_database()),
-        (SELECT max(greatest(age(s.xmin), age(s.catalog_xmin))) FROM pg_replication_slots AS s),
-        0
-    )::int8 AS transactions,
-    coalesce(
-        extract(
-            epoch FROM now() - (
-                SELECT min(a.xact_start)
-                FROM pg_stat_activity AS a
-                WHERE a.pid <> pg_backend_pid() AND a.datname = current_database() AND a.backend_xmin IS NOT NULL
-            )
-        ),
-        0
-    )::float8 AS seconds,
-    extract(epoch FROM clock_timestamp())::float8 AS clock
+    coalesce(max(holder.xid_age), 0)::int8 AS transactions,
+    coalesce(max(holder.age_s), 0)::float8 AS seconds
+FROM (
+{holders}
+) AS holder
+
+-- name: clock
+-- returns          the server's clock, in Unix time
+SELECT extract(epoch FROM clock_timestamp())::float8 AS clock

@@ -92,7 +92,7 @@ async def test_the_statements_of_operators_and_gauges(
     connection: asyncpg.Connection, config: OutboxConfig, filename: str
 ) -> None:
     table = await inspect_table(connection, config)
-    renderer = renderer_of(table, "outboxd")
+    renderer = renderer_of(table, "outboxd", holders=sql.without_header(sql.load("sample.sql")["holders"]))
     statements = {name: renderer.render(statement) for name, statement in sql.load(filename).items()}
 
     assert await problems(connection, statements, _shard_types(table)) == []

@@ -160,7 +160,8 @@ async def test_a_shard_in_which_thousands_fail_hides_no_other(trouble: Trouble) 
     await trouble.connection.execute(
         "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, category, object_identifier, message_id,"
         " attempts, last_error) SELECT 'region', 0, CASE WHEN n <= 10000 THEN '0' ELSE n::text END,"
-        " CASE WHEN n <= 10000 THEN 4 ELSE 2 END, n, n, 9, 'shop.accept raised Busy' FROM generate_series(1, 10050) AS n"
+        " CASE WHEN n <= 10000 THEN 4 ELSE 2 END, n, n, 9, 'shop.accept raised Busy'"
+        " FROM generate_series(1, 10050) AS n"
     )
 
     report = await examined(trouble)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 import pytest
@@ -13,7 +13,7 @@ import structlog.testing
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from outboxd import Discard, budget, sampler
+from outboxd import Discard, budget, sampler, session
 from outboxd.metrics import Collector
 from outboxd.options import Switches
 from outboxd.sampler import Sample, Sampler
@@ -331,3 +331,42 @@ async def test_clocks_are_compared(database: str, monkeypatch: pytest.MonkeyPatc
         await made.measure()
 
         assert pipeline.branches[0].meter.clock_ahead_s == pytest.approx(100, abs=5)
+
+
+async def test_the_opening_of_a_session_does_not_count_as_a_difference_of_clocks(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = session.connect
+    openings: list[str] = []
+
+    async def slowly(*args: Any, **options: Any) -> asyncpg.Connection:
+        connection = await opened(*args, **options)
+        openings.append(options["name"])
+        return connection
+
+    async with sampled(database) as (pipeline, made):
+        real = time.time
+        monkeypatch.setattr("outboxd.session.connect", slowly)
+        monkeypatch.setattr("outboxd.sampler.time.time", lambda: real() - (0 if "sample" in openings else 100))
+        await made.measure()
+
+        assert openings[0] == "sample"
+        assert pipeline.branches[0].meter.clock_ahead_s == pytest.approx(0, abs=5)
+
+
+async def test_a_session_that_is_lost_while_clocks_are_compared_says_nothing(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with sampled(database) as (pipeline, made):
+        await made.measure()
+        before = pipeline.branches[0].meter.clock_ahead_s
+        real = time.time
+
+        def losing() -> float:
+            made.session.terminate()
+            return real() - 100
+
+        monkeypatch.setattr("outboxd.sampler.time.time", losing)
+        await made.measure()
+
+        assert pipeline.branches[0].meter.clock_ahead_s == before
