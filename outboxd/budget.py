@@ -37,6 +37,18 @@ LOOK_SHARE = 20
 LOOK_AGE_S_MAX = 30.0
 
 
+LOAD_PARAMETERS = (
+    "outbox",
+    "rows_max",
+    "categories_off",
+    "scopes_off",
+    "identifiers_off",
+    "regions_off",
+    "looked_at_max",
+)
+"""What the load is measured with, as placeholders; `lag_of_first` does without the last."""
+
+
 class Pace:
     """Spreads a rate evenly, whatever the length of the ticks; what a tick does not use is saved for a while."""
 
@@ -174,6 +186,7 @@ class LoadGauge:
 
 def load_statements(table: Table, schema: str) -> dict[str, str]:
     """Return the statements that measure the load of an outbox: `load` and `lag_of_first`."""
-    deliverable = renderer_of(table, schema).render(_STATEMENTS["deliverable"])
-    renderer = renderer_of(table, schema, deliverable=deliverable)
+    names = {name: f"${number}" for number, name in enumerate(LOAD_PARAMETERS, 1)}
+    names["deliverable"] = renderer_of(table, schema, **names).render(_STATEMENTS["deliverable"])
+    renderer = renderer_of(table, schema, **names)
     return {name: renderer.render(_STATEMENTS[name]) for name in ("load", "lag_of_first")}

@@ -87,6 +87,12 @@ def has_region(outbox: OutboxConfig) -> bool:
     return "region_name" in outbox.sharding_columns
 
 
+def configured_types(outbox: OutboxConfig) -> dict[str, str]:
+    """Return the SQL types of the sharding columns as configured, for questions that are not asked of a database."""
+    types = {"shard_scope": "integer", "shard_identifier": outbox.key_type, "region_name": "text"}
+    return {column: types[column] for column in outbox.sharding_columns}
+
+
 def lock_key(table: str, columns: Iterable[str], alias: str) -> str:
     """
     Return the one SQL expression that makes the key which a shard is locked by.

@@ -267,9 +267,7 @@ def _query(
 
 def _body(name: str) -> str:
     """Return a statement or fragment without its header, its columns and the jump over outboxes filled in."""
-    lines = _STATEMENTS[name].splitlines()
-    first = next(number for number, line in enumerate(lines) if not line.startswith("--"))
-    text = "\n".join(lines[first:])
+    text = sql.without_header(_STATEMENTS[name])
     for part in ("columns", "outboxes"):
         if f"{{{part}}}" in text:
             text = text.replace(f"{{{part}}}", _body(part))

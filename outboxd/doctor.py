@@ -8,16 +8,27 @@ the same; only without a database, or without its schema, is there nothing to lo
 from __future__ import annotations
 
 import contextlib
-import re
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from outboxd import check, errors, inspection, load, privileges, query, setting, sql, switching, symptoms, watermark
+from outboxd import (
+    check,
+    contract,
+    errors,
+    inspection,
+    load,
+    privileges,
+    query,
+    setting,
+    sql,
+    switching,
+    symptoms,
+    watermark,
+)
 from outboxd.budget import FIRST_ROWS, ROWS_LOOKED_AT_MAX
 from outboxd.check_table import check_outbox
 from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, WORKER_CLASS
 from outboxd.display import counted
-from outboxd.explain import configured_types
 from outboxd.findings import Finding, count, exit_code, lines_of
 from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
@@ -51,7 +62,6 @@ _VALUES = {
     "objects_max": OBJECTS_MAX,
     "death_counts_s": int(DEATH_COUNTS_FOR.total_seconds()),
 }
-_COMMENT = re.compile(r"\A(?:--.*\n)+")
 
 ORDER = (
     "configuration",
@@ -261,21 +271,19 @@ def questions(config: Config) -> Iterator[tuple[str, OutboxConfig | None, Query]
 
 
 def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
-    types = configured_types(outbox)
+    types = contract.configured_types(outbox)
     names = query.names_of(config, outbox) | {
         "regclass": f"{sql.literal(sql.quote_qualified(outbox.table))}::regclass",
         "switches": switching.switches(config),
         "canonical": canonical_sql,
         "holders": _HOLDERS,
     }
-    about, statement = _comment_and_statement(_STATEMENTS[name])
     if name == "lag":
-        for part in ("deliverable", "load", "lag_of_first"):
-            measure = _of_switches(outbox, part)
-            names[part] = Query(about="", statement=measure, names=dict(names), shard_columns=types)
+        names |= _measures(names, types)
+    header, statement = sql.split_header(_STATEMENTS[name])
     of = f"outbox {outbox.name}: " if name in BY_OUTBOX else ""
     return Query(
-        about=f"{of}{name}\n{about}",
+        about=f"{of}{name}\n{_for_people(header)}",
         statement=statement,
         values={key: value for key, value in _VALUES.items() if f"{{value:{key}}}" in statement},
         names=names,
@@ -284,24 +292,27 @@ def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
     )
 
 
-def _comment_and_statement(text: str) -> tuple[str, str]:
-    """Split a statement from its header, of which the first words are for people."""
-    found = _COMMENT.match(text)
-    header = found[0] if found else ""
-    about = [line[3:] for line in header.splitlines() if not line.startswith(("-- returns", "-- index"))]
-    return "\n".join(about), text[len(header) :]
+def _for_people(header: str) -> str:
+    """Return what a header says of the question, without what it says to engineers."""
+    return "\n".join(line[3:] for line in header.splitlines() if not line.startswith(("-- returns", "-- index")))
 
 
-def _of_switches(outbox: OutboxConfig, name: str) -> str:
-    """Return the drain's own measure of its load, with what is switched off looked up instead of passed."""
-    arguments = {
-        "$1": sql.literal(outbox.name),
-        "$2": str(FIRST_ROWS if name == "lag_of_first" else ROWS_MAX),
-        "$3": "ARRAY(SELECT category FROM categories_off)",
-        "$4": "ARRAY(SELECT shard_scope FROM shards_off ORDER BY 1, shard_identifier, region_name)",
-        "$5": "ARRAY(SELECT shard_identifier FROM shards_off ORDER BY shard_scope, 1, region_name)",
-        "$6": "ARRAY(SELECT region_name FROM shards_off ORDER BY shard_scope, shard_identifier, 1)",
-        "$7": str(ROWS_LOOKED_AT_MAX),
+def _measures(names: dict[str, query.Filling], types: dict[str, str]) -> dict[str, Query]:
+    """Return the drain's own measures of its load, with what is switched off looked up instead of passed."""
+    looked_up = {
+        **names,
+        "categories_off": "ARRAY(SELECT category FROM categories_off)",
+        "scopes_off": "ARRAY(SELECT shard_scope FROM shards_off ORDER BY 1, shard_identifier, region_name)",
+        "identifiers_off": "ARRAY(SELECT shard_identifier FROM shards_off ORDER BY shard_scope, 1, region_name)",
+        "regions_off": "ARRAY(SELECT region_name FROM shards_off ORDER BY shard_scope, shard_identifier, 1)",
+        "looked_at_max": str(ROWS_LOOKED_AT_MAX),
     }
-    _, statement = _comment_and_statement(_LOAD[name])
-    return re.sub(r"\$\d", lambda found: arguments[found[0]], statement)
+
+    def part(name: str, **more: query.Filling) -> Query:
+        return Query(about="", statement=sql.without_header(_LOAD[name]), names=looked_up | more, shard_columns=types)
+
+    deliverable = part("deliverable")
+    return {
+        "load": part("load", rows_max=str(ROWS_MAX), deliverable=deliverable),
+        "lag_of_first": part("lag_of_first", rows_max=str(FIRST_ROWS), deliverable=deliverable),
+    }

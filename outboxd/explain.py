@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outboxd import choose, errors, query, registry, sql
+from outboxd import choose, contract, errors, query, registry, sql
 from outboxd.claims import SHARD_CLASS, WORKER_CLASS
 from outboxd.inspection import inspect_table
 from outboxd.option_keys import canonical_sql
@@ -81,7 +81,7 @@ def ask(config: Config, asked: Asked, types: Mapping[str, str] | None = None) ->
     Raises:
         InvalidOutboxError: The shard identifier is not of its column's type.
     """
-    types = types or configured_types(asked.outbox)
+    types = types or contract.configured_types(asked.outbox)
     identifier = choose.parse_identifier(asked.shard, types["shard_identifier"], "the shard identifier")
     names = query.names_of(config, asked.outbox) | {
         "regclass": f"{sql.literal(sql.quote_qualified(asked.outbox.table))}::regclass",
@@ -119,12 +119,6 @@ def lines(answer: Answer) -> list[str]:
         shown += [f"  -> {remedy}" for remedy in reason.remedy]
     region = f" in {answer.region}" if answer.region else ""
     return [*shown, f"shard {answer.shard} of {answer.scope}{region}, outbox {answer.outbox}: {answer.waiting}"]
-
-
-def configured_types(outbox: OutboxConfig) -> dict[str, str]:
-    """Return the SQL types of the sharding columns as configured, for questions that are not asked of a database."""
-    types = {"shard_scope": "integer", "shard_identifier": outbox.key_type, "region_name": "text"}
-    return {column: types[column] for column in outbox.sharding_columns}
 
 
 async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) -> Answer:

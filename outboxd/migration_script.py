@@ -118,15 +118,9 @@ def _index_rows(outbox: OutboxConfig) -> list[str]:
 
 def _do(statement: str, names: dict[str, str]) -> str:
     """Write a DO block: comment first, then the body between tags that it does not contain."""
-    comment, body = _split_comment(_STATEMENTS[statement])
+    comment, body = sql.split_header(_STATEMENTS[statement])
     text = migrate.render(body, names)
     tag = "$outboxd$"
     while tag in text:
         tag = tag[:-1] + "_$"
     return f"{comment}DO {tag}\n{text}\n{tag};"
-
-
-def _split_comment(statement: str) -> tuple[str, str]:
-    lines = statement.splitlines(keepends=True)
-    first = next(i for i, line in enumerate(lines) if not line.startswith("--"))
-    return "".join(lines[:first]), "".join(lines[first:])

@@ -24,6 +24,12 @@ def load(filename: str) -> dict[str, str]:
     return {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
 
 
+def split_header(statement: str) -> tuple[str, str]:
+    """Split a statement into the comment lines that stand above it, and the rest."""
+    rest = without_header(statement)
+    return statement.removesuffix(rest), rest
+
+
 def without_header(statement: str) -> str:
     """Return a statement without the comment that stands above it."""
     return _HEADER.sub("", statement)

@@ -2,8 +2,10 @@
 --
 -- Names in braces beside the usual ones: {source} and {alias} (the source table and its bare name), {key} (its primary
 -- key, qualified), {key_type} (int8 for every integer); {shard_identifier}, {object_identifier}, {payload}, {condition},
--- {regions}: expressions of the configuration over the row; {regions_of_row:n}: the fragment below. Where they stand, no name of ours may be one that a source
--- table has too: hence outboxd_target and outboxd_region.
+-- {regions}: expressions of the configuration over the row; {regions_of_row:n}: the fragment below. Where they stand,
+-- no name of ours may be one that a source table has too: hence outboxd_target and outboxd_region.
+-- {outbox}, {rows_max}, {categories_off}, {scopes_off}, {identifiers_off}, {regions_off} and {looked_at_max} in what
+-- measures the load: its parameters, in this order; for psql, values and where they are looked up.
 
 -- name: watermark
 -- $1 text          source table
@@ -71,11 +73,12 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 
 -- name: deliverable
 -- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard.
--- Parameters as in load.
-due.category <> ALL ($3::int4[])
+-- Placeholders as in load.
+due.category <> ALL ({categories_off}::int4[])
         AND NOT EXISTS (
             SELECT
-            FROM unnest($4::int4[], $5::text[], $6::text[]) AS off (shard_scope, shard_identifier, region_name)
+            FROM unnest({scopes_off}::int4[], {identifiers_off}::text[], {regions_off}::text[])
+                AS off (shard_scope, shard_identifier, region_name)
             WHERE off.shard_scope = due.shard_scope
                 AND off.shard_identifier = due.shard_identifier::text
                 AND (off.region_name IS NULL OR off.region_name = {region_text:due})
@@ -83,7 +86,7 @@ due.category <> ALL ($3::int4[])
         AND NOT EXISTS (
             SELECT
             FROM {schema}.failure AS known
-            WHERE known.outbox = $1::text
+            WHERE known.outbox = {outbox}::text
                 AND known.shard_scope = due.shard_scope
                 AND known.shard_identifier = due.shard_identifier::text
                 AND known.region_name = {region_text:due}
@@ -111,10 +114,10 @@ FROM (
         FROM {table} AS o
         WHERE o.scheduled_for <= now()
         ORDER BY o.scheduled_for, {shard:o}
-        LIMIT $7::int8
+        LIMIT {looked_at_max}::int8
     ) AS due
     WHERE {deliverable}
-    LIMIT $2::int8
+    LIMIT {rows_max}::int8
 ) AS waiting
 
 -- name: lag_of_first
@@ -133,7 +136,7 @@ FROM (
     SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
     FROM {table} AS o
     ORDER BY o.id
-    LIMIT $2::int8
+    LIMIT {rows_max}::int8
 ) AS due
 WHERE due.scheduled_for <= now() AND {deliverable}
 

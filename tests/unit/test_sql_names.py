@@ -67,3 +67,16 @@ def test_placeholders_are_filled_in(statement: str, expected: str) -> None:
 def test_an_unknown_placeholder_is_a_programmers_error() -> None:
     with pytest.raises(KeyError):
         RENDERER.render("{nothing}")
+
+
+@pytest.mark.parametrize(
+    ("header", "rest"),
+    [
+        ("-- One.\n-- Two.\n", "SELECT 1\n-- in the middle\nFROM t"),
+        ("", "SELECT 1"),
+        ("-- Nothing but this.\n", ""),
+    ],
+)
+def test_a_statement_falls_into_its_header_and_the_rest(header: str, rest: str) -> None:
+    assert sql.split_header(header + rest) == (header, rest)
+    assert sql.without_header(header + rest) == rest
