@@ -88,12 +88,16 @@ class Sampler:
         self._failures: set[str] = set()
 
     async def run(self) -> NoReturn:
-        """Measure, rest, and again."""
+        """Measure, rest, and again; whatever goes wrong with that, the drain beside it goes on."""
         try:
             while True:
-                began_at = time.monotonic()
-                await self.measure()
-                await asyncio.sleep(self._rest_s(time.monotonic() - began_at))
+                began_at, rest_s = time.monotonic(), INTERVAL_S_MAX
+                try:
+                    await self.measure()
+                    rest_s = self._rest_s(time.monotonic() - began_at)
+                except Exception:
+                    log.exception("metrics.crashed")
+                await asyncio.sleep(rest_s)
         finally:
             await self.session.close()
 

@@ -324,6 +324,31 @@ async def test_it_measures_by_itself_and_leaves_no_session_behind(
         assert not made.session.life
 
 
+async def test_a_fault_of_its_own_is_logged_and_does_not_end_it(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sampler, "INTERVAL_S_MAX", 0.01)
+    await write(connection, due_in_s=LATER_S)
+    async with sampled(database) as (_, made):
+        measure = made.measure
+        faults = iter([ZeroDivisionError("division by zero"), KeyError("region")])
+
+        async def faulty() -> None:
+            for fault in faults:
+                raise fault
+            await measure()
+
+        monkeypatch.setattr(made, "measure", faulty)
+        with structlog.testing.capture_logs() as logs:
+            running = asyncio.create_task(made.run())
+            await until(lambda: running.done() or "region" in made.samples)
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+        assert running.cancelled()
+    assert [line["log_level"] for line in logs if line["event"] == "metrics.crashed"] == ["error", "error"]
+
+
 async def test_clocks_are_compared(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with sampled(database) as (pipeline, made):
         real = time.time
