@@ -197,9 +197,8 @@ class Collector:
         yield GaugeMetricFamily(
             "outboxd_concurrency", "Deliveries at once, at most.", value=pipeline.live.drain.concurrency
         )
-        worst, self._stall.worst_s = self._stall.worst_s, 0.0
-        text = "How late the event loop was at its worst since the last scrape."
-        yield GaugeMetricFamily("outboxd_event_loop_lag_seconds", text, value=worst)
+        text = "How late the event loop was at its worst in the last one to two minutes."
+        yield GaugeMetricFamily("outboxd_event_loop_lag_seconds", text, value=self._stall.worst_s)
         yield from self._horizon()
         yield from self._sessions()
 
