@@ -24,6 +24,7 @@ Value = str | int | uuid.UUID | Sequence[str | int | uuid.UUID] | None
 Filling = Union[str, Callable[[str], str], "Query"]
 
 _TIMED_OUT = "57014"
+_FOR_INDEX = ("enable_seqscan = off", "enable_bitmapscan = off")
 _AS_JSON = "SELECT row_to_json(answer)::text FROM (\n{}\n) AS answer"
 TIMEOUT_S = 15.0
 """How long one question may take."""
@@ -69,6 +70,9 @@ class Query:
     def for_psql(self) -> str:
         """Return it with comments at its head and values written out, ready to be pasted; ends with a line break."""
         lines = [*self.about.splitlines(), *self.numbers]
+        if self.by_index:
+            settings = "".join(f" SET {setting};" for setting in _FOR_INDEX)
+            lines.append(f"Before it, as the command does, where a table was never analysed:{settings}")
         comments = "".join(f"-- {' '.join(line.split())}\n" for line in lines)
         return f"{comments}{self._render(lambda name: _written(self.values[name]))};\n"
 
@@ -106,7 +110,7 @@ async def fetch_texts(
     limit_s = TIMEOUT_S if timeout_s is None else timeout_s
     settings = f"SET LOCAL statement_timeout = {int(limit_s * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
     if query.by_index:
-        settings += "; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off"
+        settings += "".join(f"; SET LOCAL {setting}" for setting in _FOR_INDEX)
     try:
         with inspection.translated(doing):
             async with connection.transaction(readonly=True):
