@@ -89,7 +89,7 @@ def check_receivers(loaded: Loaded, *, none: Level = "warning") -> list[Finding]
     bare = sorted(c.name for c in built.categories.values() if not c.receivers)
     if bare and any(o.on_unhandled == "fail" for o in loaded.config.outboxes):
         text = f"no receiver for {', '.join(bare)}: such messages fail and hold up their shards"
-        remedy = 'Add a @receiver; or set on_unhandled = "discard" on an outbox whose messages nobody wants.'
+        remedy = 'Add a @receiver; or set on_unhandled = "discard" where nobody wants them.'
         findings.append(Finding("warning", "receivers", text, remedy))
     return findings
 

@@ -240,7 +240,7 @@ def _no_receiver(case: Case) -> Iterable[Reason]:
     ]
     if bare and not known.discards_unhandled:
         text = f"no receiver is registered for category {', '.join(each.category_name for each in bare)}"
-        remedy = ['Add a @receiver to a module of [receivers] modules; or set on_unhandled = "discard" on the outbox.']
+        remedy = ['Add a @receiver to one of receivers.modules; or set on_unhandled = "discard" on the outbox.']
         yield Reason("no_receiver", text, _counts(case.facts, bare), remedy, blocks=_in_front(case, bare))
     if known.receivers_error and case.facts.messages:
         text = "the receivers could not be looked at from here: whether all categories have one is not known"

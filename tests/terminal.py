@@ -5,34 +5,67 @@ from __future__ import annotations
 import asyncio
 import os
 import pty
+import re
+import signal
 import sys
 from typing import TYPE_CHECKING
 
 from tests.processes import ROOT
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+TIMEOUT_S = 30.0
+QUESTION = b"[y/N]: "
+STYLE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 async def run(file: Path, *arguments: str, answer: str = "", columns: int = 140) -> str:
     """Run it with a configuration, on a terminal of so many columns, and return what is there at the end."""
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "outboxd", "--config", str(file), *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"}
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=follower, stdout=follower, stderr=follower, env=environment, start_new_session=True
-    )
-    os.close(follower)
-    if answer:
-        os.write(leader, f"{answer}\n".encode())
-    shown = await asyncio.to_thread(_read_all, leader)
-    await process.wait()
-    os.close(leader)
-    assert "Traceback" not in shown
+    _, shown = await ended(file, *arguments, answer=answer, columns=columns)
     return shown
 
 
-def _read_all(leader: int) -> str:
+async def ended(file: Path, *arguments: str, answer: str = "", columns: int = 140) -> tuple[int, str]:
+    """Do as `run`, and return the exit code, too."""
+    command = [sys.executable, "-m", "outboxd", "--config", str(file), *arguments]
+    return await on_terminal(command, env={"PYTHONPATH": str(ROOT)}, answer=answer, columns=columns)
+
+
+async def on_terminal(
+    command: list[str], *, env: Mapping[str, str], cwd: Path | None = None, answer: str = "", columns: int = 140
+) -> tuple[int, str]:
+    """
+    Run any program on a terminal.
+
+    Args:
+        command: The program and its arguments.
+        env: On top of the tests' environment.
+        cwd: Where it runs; None: here.
+        answer: Typed when it asks; without one nobody answers.
+        columns: Of the terminal.
+
+    Returns:
+        The exit code, and what is on the terminal at the end, with its colours.
+    """
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40", **env}
+    process = await asyncio.create_subprocess_exec(
+        *command, stdin=follower, stdout=follower, stderr=follower, env=environment, cwd=cwd, start_new_session=True
+    )
+    os.close(follower)
+    # Without the answer it waits for, nothing would ever end it.
+    end = asyncio.get_running_loop().call_later(TIMEOUT_S, os.killpg, process.pid, signal.SIGKILL)
+    shown = await asyncio.to_thread(_read_all, leader, f"{answer}\n".encode() if answer else b"")
+    code = await process.wait()
+    end.cancel()
+    os.close(leader)
+    assert "Traceback" not in shown, shown
+    return code, shown
+
+
+def _read_all(leader: int, answer: bytes) -> str:
     found = b""
     while True:
         try:
@@ -42,4 +75,7 @@ def _read_all(leader: int) -> str:
         if not read:
             break
         found += read
+        if answer and found.endswith(QUESTION):
+            os.write(leader, answer)
+            answer = b""
     return found.decode(errors="replace")

@@ -118,11 +118,17 @@ class Trouble:
 
 
 @contextlib.asynccontextmanager
-async def troubled(dsn: str, folder: Path) -> AsyncIterator[Trouble]:
+async def troubled(dsn: str, folder: Path, *, is_open: bool = True) -> AsyncIterator[Trouble]:
     """
-    Fill a database, migrated or empty, and keep its open transaction open while the block lasts.
+    Fill a database, migrated or empty.
 
     Every backoff is some 40 minutes long, so that no test can outlive it.
+
+    Args:
+        dsn: Of the database.
+        folder: For the configuration.
+        is_open: Keep the open transaction open while the block lasts; else there is none, and shard `INVISIBLE` is
+            empty. `outboxd explain` mentions one, whatever it is asked about, when it is ten seconds old.
     """
     file = folder / "outboxd.toml"
     file.write_text(TOML.format(dsn=dsn))
@@ -136,7 +142,8 @@ async def troubled(dsn: str, folder: Path) -> AsyncIterator[Trouble]:
         await _leave_dead_daemons(connection)
         transaction = other.transaction()
         await transaction.start()
-        await write(other, shard=INVISIBLE)
+        if is_open:
+            await write(other, shard=INVISIBLE)
         try:
             yield Trouble(dsn, file, loaded, connection, other.get_server_pid())
         finally:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "deploy" / "grafana" / "outboxd.json").read_text("utf-8"))
 RULES: dict[str, Any] = yaml.safe_load((ROOT / "deploy" / "prometheus" / "outboxd.rules.yml").read_text("utf-8"))
 ALERTS: list[dict[str, Any]] = [rule for group in RULES["groups"] for rule in group["rules"]]
-DOCUMENT = (ROOT / "docs" / "operations.md").read_text("utf-8")
+RUNBOOK = (ROOT / "docs" / "runbook.md").read_text("utf-8")
 
 TARGET = frozenset({"job", "instance"})
 """Labels that Prometheus gives to whatever it scrapes."""
@@ -169,12 +169,12 @@ def test_an_alert_says_what_to_type_next(alert: dict[str, Any]) -> None:
 
 @every_alert
 def test_an_alert_has_a_place_in_the_runbook(alert: dict[str, Any]) -> None:
-    assert alert["annotations"]["runbook"] == f"docs/operations.md#{alert['alert'].lower()}"
-    assert f"\n### {alert['alert']}\n" in DOCUMENT
+    assert alert["annotations"]["runbook"] == f"docs/runbook.md#{alert['alert'].lower()}"
+    assert f"\n### {alert['alert']}\n" in RUNBOOK
 
 
 def test_the_runbook_has_no_alert_that_is_gone() -> None:
-    assert re.findall(r"^### (Outboxd\w+)$", DOCUMENT, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
+    assert re.findall(r"^### (Outboxd\w+)$", RUNBOOK, re.MULTILINE) == [alert["alert"] for alert in ALERTS]
 
 
 def test_the_lag_that_alerts_is_that_of_the_doctor() -> None:

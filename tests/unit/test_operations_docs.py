@@ -25,9 +25,9 @@ class Event:
     keys: frozenset[str]
 
 
-def rows(heading: str) -> Iterator[list[str]]:
-    """The cells of the first table whose first column is called `heading`."""
-    lines = iter(DOCUMENT.splitlines())
+def rows(heading: str, document: Path | None = None) -> Iterator[list[str]]:
+    """The cells of the first table whose first column is called `heading`, in this document or another."""
+    lines = iter((document.read_text("utf-8") if document else DOCUMENT).splitlines())
     for line in lines:
         if line.startswith(f"| {heading} |"):
             next(lines)
