@@ -83,7 +83,7 @@ def _death(row: Row) -> Finding:
     if row["is_long_dead"]:
         return Finding("info", "daemons", f"{_daemon(row)} {when}")
     text = f"{_daemon(row)} {when}: for five minutes, deliveries are counted ahead (prepared mode)"
-    remedy = "Its log says why: look for its last line, an OOM kill, the watchdog. Its shards are free."
+    remedy = "Its log says why: its last line, an OOM kill, the watchdog. Its shards are free."
     return Finding("warning", "daemons", text, remedy)
 
 

@@ -40,15 +40,16 @@ class Line:
     is_whole: bool = False
 
 
-def leaves() -> list[str]:
+def leaves() -> dict[str, click.Command]:
     """Every command, with its sub-commands instead of itself where it has any: `options list`; in the table's order."""
-    found = []
+    found: dict[str, click.Command] = {}
     for name in commands.COMMANDS:
         command = commands.cli.get_command(click.Context(commands.cli), name)
+        assert command is not None
         if isinstance(command, click.Group):
-            found += [f"{name} {sub}" for sub in command.commands]
+            found |= {f"{name} {sub}": each for sub, each in command.commands.items()}
         else:
-            found.append(name)
+            found[name] = command
     return found
 
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 QUESTION = b"[y/N]: "
-STYLE = re.compile(r"\x1b\[[0-9;]*m")
+STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+"""Colours, and what moves the cursor."""
 
 
 async def run(file: Path, *arguments: str, answer: str = "", columns: int = 140) -> str:

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 @click.command(name="inspect")
 @click.argument("scope")
 @click.argument("shard")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="Messages at most.")
+@click.option(
+    "--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, metavar="N", help="Messages at most."
+)
 @shared.with_outbox
 @shared.with_json
 @shared.with_sql

@@ -39,7 +39,7 @@ def command() -> None:
 @shared.with_sql
 @click.pass_obj
 def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> None:
-    """Show the options that are set: value, who, when, why, until when, and what is wrong with it."""
+    """Show the options that are set: by whom, why, until when, and whether they count."""
     shared.refuse_both(as_json=as_json, as_sql=as_sql)
     loaded = context.load()
     asked = setting.options_query(loaded.config, unset_too=unset_too)

@@ -24,7 +24,10 @@ STUCK = 20
 @click.command(name="shards")
 @click.option("--stuck", is_flag=True, help="Only shards in backoff, the one that has failed longest first.")
 @click.option(
-    "--limit", type=click.IntRange(1, 10_000), help=f"Shards at most. Default: {SHARDS}; {STUCK} with --stuck."
+    "--limit",
+    type=click.IntRange(1, 10_000),
+    metavar="N",
+    help=f"Shards at most. Default: {SHARDS}; {STUCK} with --stuck.",
 )
 @shared.with_outbox
 @shared.with_json

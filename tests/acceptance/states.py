@@ -21,7 +21,7 @@ import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from tests import processes, terminal
@@ -33,7 +33,8 @@ from tests.processes import ROOT
 from tests.trouble import TOML, troubled
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
 
     import asyncpg
 
@@ -200,7 +201,7 @@ async def _wrong_configuration(state: State) -> AsyncIterator[None]:
     yield
 
 
-_STATES = {
+_STATES: dict[str, Callable[[State], AbstractAsyncContextManager[Any]]] = {
     "trouble": _trouble,
     "open transaction": functools.partial(_trouble, is_open=True),
     "daemon": _daemon,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import pytest
 
 from tests import console
 from tests.acceptance.states import in_state
+from tests.drains import connected
 
 if TYPE_CHECKING:
     from tests.console import Story
@@ -32,3 +34,13 @@ async def test_the_examples_print_what_stands_there(story: Story, database: str,
             assert console.is_what_stands_there(printed, step.output, state.names), (
                 f"{step.place}: {step.command}\n--- printed:\n{printed}\n--- stands there:\n{step.output}"
             )
+
+
+@pytest.mark.parametrize("name", ["commands.md", "operations.md"])
+async def test_the_sql_can_be_pasted(name: str, database: str, tmp_path: Path) -> None:
+    scripts = re.findall(r"^```sql\n(.*?)^```$", (DOCS / name).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert scripts
+
+    async with in_state("trouble", database, tmp_path), connected(database) as connection:
+        for script in scripts:
+            await connection.execute(script)
