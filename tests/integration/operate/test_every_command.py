@@ -73,7 +73,7 @@ LOOKING = [
     Typed("depth 999 --outbox region"),
     Typed("object MEMBER 31"),
     Typed("object PROFILE 231 --region eu"),
-    *(Typed(f"explain ORGANIZATION_SCOPE {shard}") for shard in range(1, 14)),
+    *(Typed(f"explain ORGANIZATION_SCOPE {shard}") for shard in (2, 3, 4, 5, 7, 8, 9, 10, 12, 13)),
     *(Typed(f"explain USER_SCOPE {shard} --region {region}") for shard, region in ((21, "eu"), (21, "us"), (22, "us"))),
     Typed("explain 1 23 --region eu"),
     Typed("doctor", code=1),
