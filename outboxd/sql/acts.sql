@@ -1,8 +1,8 @@
 -- What an operator does to messages by hand.
 
 -- name: retry_shard
--- Make a shard due: its first messages, as a failure has moved them, and the first of each object that failed. How long
--- they have waited stays known, so that a shard that fails again goes on backing off from there.
+-- Make a shard due: its first messages, as a failure has moved them, and the first of each object that failed. Their
+-- delay stays known (up to the longest, one hour), so that a shard that fails again goes on backing off from there.
 -- $1 text          outbox
 -- $2 int4          messages at most, as in prepare_next_from_shard
 -- $3 int4[]        only objects of these categories; null: every one
@@ -38,7 +38,15 @@ WITH wanted AS (
         AND failed.scheduled_for > now()
 ),
 moved AS (
-    UPDATE {table} AS o SET scheduled_for = now() WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted)) RETURNING 1
+    UPDATE {table} AS o
+    SET scheduled_for = now(),
+        scheduled_from = now() - CASE -- no subtraction of what may be infinite, or millennia apart
+            WHEN o.scheduled_from >= o.scheduled_for THEN interval '0'
+            WHEN o.scheduled_from <= o.scheduled_for - interval '1 hour' THEN interval '1 hour'
+            ELSE o.scheduled_for - o.scheduled_from
+        END
+    WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted))
+    RETURNING 1
 )
 SELECT count(*) AS moved FROM moved
 

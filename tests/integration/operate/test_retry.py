@@ -155,20 +155,33 @@ async def test_only_a_category_is_moved_where_one_is_named(database: str, connec
     assert await due(connection) == [team, member]
 
 
-async def test_a_shard_that_fails_again_goes_on_backing_off_from_where_it_was(
-    database: str, connection: asyncpg.Connection
+@pytest.mark.parametrize(
+    ("scheduled_from", "scheduled_for", "delay_s"),
+    [
+        ("now()", "now() + interval '40 s'", 80),
+        ("now() - interval '10 s'", "now() + interval '30 s'", 80),
+        ("now()", "now() + interval '40 min'", 3_600),
+        ("now()", "now() + interval '3 days'", 3_600),
+        ("now()", "'infinity'", 3_600),
+        ("'4713-01-01 BC'", "'294276-12-31'", 3_600),
+        ("'-infinity'", "'infinity'", 3_600),
+        ("'infinity'", "'infinity'", 2),
+        ("now() + interval '1 day'", "now() + interval '1 hour'", 2),
+    ],
+)
+async def test_a_shard_that_fails_again_at_once_goes_on_backing_off_from_where_it_was(
+    database: str, connection: asyncpg.Connection, scheduled_from: str, scheduled_for: str, delay_s: float
 ) -> None:
     await write(connection)
     await drain_once(database, Recorder(failing()))
-    await connection.execute(
-        "UPDATE outbox SET scheduled_from = now() - interval '600 s', scheduled_for = now() + interval '600 s'"
-    )
+    await connection.execute(f"UPDATE outbox SET scheduled_from = {scheduled_from}, scheduled_for = {scheduled_for}")
 
-    await retry(connection, (0, 1))
+    assert await retry(connection, (0, 1)) == 1
+    assert await retry(connection, (0, 1)) == 0
     await drain_once(database, Recorder(failing()))
 
-    delay = await connection.fetchval("SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox")
-    assert 1_200 <= delay < 1_300
+    delay = "SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox"
+    assert await connection.fetchval(delay) == delay_s
 
 
 # --- the command -------------------------------------------------------------------------------------------
