@@ -125,7 +125,7 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
     if branch.error is not None:
         raise branch.error
     failures = await _failures(pipeline, target.shard)
-    async with access.opened(loaded, "operator", name="drain") as connection:
+    async with access.opened(loaded, "operator", name="drain") as connection, acts.transaction(connection):
         remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
     totals = pipeline.totals()
     return Result(
@@ -169,7 +169,7 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
     async with acts.transaction(connection):
-        await acts.retry_shard(connection, pipeline.config, target.asked.outbox, target.table, target.shard)
+        await acts.retry_shard(connection, pipeline.config, acts.Stuck(target.asked.outbox, target.table, target.shard))
         return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
 
 
