@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     from outboxd.inspection import Table
     from outboxd.model import ShardKey
 
+Categories = Sequence[int] | None
+
 _STATEMENTS = sql.load("acts.sql")
 
-SHARDS_MAX = 100_000
+_LOCKED = "55P03"
+PAGE_SHARDS = 200
+"""So many are made due in one statement, which locks up to `backoff_rows_max` messages of each for a moment."""
+REFUSED_MAX = 5
 PATIENCE_S = 5.0
 """How long an act waits for a shard that somebody else is at work on."""
 TRY_EVERY_S = 0.25
@@ -58,9 +63,16 @@ async def transaction(connection: asyncpg.Connection) -> AsyncIterator[None]:
         await connection.execute(
             f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s';"
             " SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off;"
-            " SET LOCAL jit = off"
+            " SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
         )
-        yield
+        try:
+            yield
+        except errors.StatementFailed as exc:
+            if exc.sqlstate == _LOCKED:
+                exc.hint = (
+                    "Another session has locked it; `outboxd explain` and `outboxd doctor` show open transactions."
+                )
+            raise
 
 
 class Stuck(NamedTuple):
@@ -97,49 +109,39 @@ def shard_of(table: Table, scope: int, identifier: str, region: str | None) -> S
     return tuple(values[column] for column in table.shard_columns)
 
 
-async def retry_shard(
-    connection: asyncpg.Connection,
-    config: Config,
-    outbox: OutboxConfig,
-    table: Table,
-    shard: ShardKey,
-    categories: Sequence[int] | None = None,
-) -> int:
+async def retry_shard(connection: asyncpg.Connection, config: Config, one: Stuck, categories: Categories = None) -> int:
     """
-    Make a shard due now: its first `backoff_rows_max` messages, and what failed in it.
+    Make a shard due now: its first `backoff_rows_max` messages, and the first of as many objects that failed.
 
     Args:
         connection: Anybody's; one statement.
         config: Schema and bounds.
-        outbox: Of the shard.
-        table: Of the outbox.
-        shard: As `shard_of` returns it.
+        one: Whether it has a failure or not.
         categories: Only messages of these; None: all.
 
     Returns:
         How many messages were moved; 0 when none was waiting.
     """
-    statement = renderer_of(table, config.schema).render(_STATEMENTS["retry_shard"])
+    return await _retry_page(connection, config, [one], categories)
+
+
+async def _retry_page(
+    connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], categories: Categories
+) -> int:
+    """Do that for shards of one outbox, in one statement."""
+    outbox, table = page[0].outbox, page[0].table
+    statement = renderer_of(table, config.schema).render(_STATEMENTS["retry_shards"])
     only = None if categories is None else list(categories)
-    with inspection.translated(f"retrying a shard of outbox {outbox.name}"):
-        moved: int = await connection.fetchval(statement, outbox.name, config.drain.backoff_rows_max, only, *shard)
+    shards = [list(column) for column in zip(*(one.shard for one in page), strict=True)]
+    with inspection.translated(_retrying(page, config)):
+        moved: int = await connection.fetchval(statement, outbox.name, config.drain.backoff_rows_max, only, *shards)
     return moved
 
 
-async def failing_shards(
-    connection: asyncpg.Connection,
-    config: Config,
-    outbox: OutboxConfig,
-    table: Table,
-    categories: Sequence[int] | None = None,
-) -> list[ShardKey]:
-    """Return the shards of an outbox that have a failure, at most `SHARDS_MAX`; the one that waits longest first."""
-    statement = sql.Renderer({"schema": sql.quote(config.schema)}, {}).render(_STATEMENTS["failing_shards"])
-    only = None if categories is None else list(categories)
-    with inspection.translated(f"looking for failing shards of outbox {outbox.name}"):
-        rows = await connection.fetch(statement, outbox.name, only, SHARDS_MAX)
-    has_region = contract.has_region(outbox)
-    return [shard_of(table, row[0], row[1], row[2] if has_region else None) for row in rows]
+def _retrying(page: Sequence[Stuck], config: Config) -> str:
+    first = page[0]
+    shard = f"retrying shard {first.name(config)}"
+    return shard if len(page) == 1 else f"{shard} and {len(page) - 1} more"
 
 
 async def has_messages(connection: asyncpg.Connection, config: Config, one: Stuck) -> bool:
@@ -150,44 +152,112 @@ async def has_messages(connection: asyncpg.Connection, config: Config, one: Stuc
     return found
 
 
-async def find_stuck(
-    connection: asyncpg.Connection,
-    config: Config,
-    outboxes: Sequence[OutboxConfig],
-    categories: Sequence[int] | None = None,
-    wanted: Callable[[Stuck], bool] = lambda _: True,
-) -> tuple[list[Stuck], list[errors.OutboxdError]]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
     """
-    Find the shards that have a failure.
+    Which of the shards that have a failure; None: all.
+
+    Attributes:
+        categories: Only with a failure in one of these, of which only such messages are moved.
+        shard: Scope, and an identifier whose spelling does not matter: only shards like that are looked at.
+        accepts: Only those for which it says so.
+    """
+
+    categories: Categories = None
+    shard: tuple[int | None, str | None] = (None, None)
+    accepts: Callable[[Stuck], bool] = lambda _: True
+
+
+class Retry:
+    """
+    Makes the shards due that have a failure: page by page, each in a transaction of its own, until there is none.
 
     Args:
-        connection: Anybody's.
-        config: Schema.
+        connection: Of an operator.
+        config: Schema and bounds.
         outboxes: Where to look.
-        categories: Only with a failure in one of these; None: every one.
-        wanted: Only those for which it says so.
+        wanted: Which of their shards.
 
-    Returns:
-        The shards, and what is wrong with outboxes that could not be looked at: the others do not wait for them (I14).
+    Attributes:
+        shards, messages: How many were made due, so far.
+        problems: Why an outbox, or a shard in which somebody has locked a message, was passed over: the others do not
+            wait for it (I14). After `REFUSED_MAX` such shards the rest of the outbox is passed over.
     """
-    found: list[Stuck] = []
-    problems: list[errors.OutboxdError] = []
-    for outbox in outboxes:
+
+    def __init__(
+        self, connection: asyncpg.Connection, config: Config, outboxes: Sequence[OutboxConfig], wanted: Wanted
+    ) -> None:
+        self.shards = 0
+        self.messages = 0
+        self.problems: list[errors.OutboxdError] = []
+        self._connection = connection
+        self._config = config
+        self._outboxes = outboxes
+        self._wanted = wanted
+
+    async def count(self) -> int:
+        """Tell how many shards it is about; problems are left to `run`."""
+        return sum([len(page) for outbox in self._outboxes async for page in self._pages(outbox, [])])
+
+    async def run(self, on_retried: Callable[[Stuck], None] = lambda _: None) -> None:
+        """Make them due, and tell of each."""
+        for outbox in self._outboxes:
+            refused: list[errors.OutboxdError] = []
+            async with contextlib.aclosing(self._pages(outbox, self.problems)) as pages:
+                async for page in pages:
+                    await self._retry(page, refused, on_retried)
+                    if len(refused) >= REFUSED_MAX:
+                        text = f"outbox {outbox.name}: {len(refused)} shards were refused, the rest was not tried"
+                        refused.append(errors.StatementFailed(text, hint="Try again when nobody locks its messages."))
+                        break
+            self.problems += refused
+
+    async def _retry(
+        self, page: list[Stuck], refused: list[errors.OutboxdError], on_retried: Callable[[Stuck], None]
+    ) -> None:
+        """Make a page due; when that is refused, shard by shard."""
         try:
-            table = await inspection.inspect_table(connection, outbox)
-            shards = await failing_shards(connection, config, outbox, table, categories)
+            async with transaction(self._connection):
+                moved = await _retry_page(self._connection, self._config, page, self._wanted.categories)
+        except errors.StatementFailed as exc:
+            if len(page) == 1:
+                refused.append(exc)
+                return
+        else:
+            self.messages += moved
+            self.shards += len(page)
+            for one in page:
+                on_retried(one)
+            return
+        for one in page:
+            if len(refused) < REFUSED_MAX:
+                await self._retry([one], refused, on_retried)
+
+    async def _pages(self, outbox: OutboxConfig, problems: list[errors.OutboxdError]) -> AsyncGenerator[list[Stuck]]:
+        try:
+            table = await inspection.inspect_table(self._connection, outbox)
+            rows = await self._failing(outbox, None)
+            while rows:
+                page = [Stuck(outbox, table, _shard_of_row(outbox, table, row)) for row in rows]
+                if chosen := [one for one in page if self._wanted.accepts(one)]:
+                    yield chosen
+                rows = await self._failing(outbox, rows[-1])
         except (errors.SchemaError, errors.StatementFailed, errors.InvalidOutboxError) as exc:
             problems.append(exc)
-        else:
-            found += filter(wanted, (Stuck(outbox, table, shard) for shard in shards))
-    return found, problems
+
+    async def _failing(self, outbox: OutboxConfig, behind: asyncpg.Record | None) -> list[asyncpg.Record]:
+        statement = sql.Renderer({"schema": sql.quote(self._config.schema)}, {}).render(_STATEMENTS["failing_shards"])
+        wanted = self._wanted
+        only = None if wanted.categories is None else list(wanted.categories)
+        arguments = (outbox.name, only, *wanted.shard, *(behind or (None, None, None)), PAGE_SHARDS)
+        with inspection.translated(f"looking for failing shards of outbox {outbox.name}"):
+            async with transaction(self._connection):
+                rows: list[asyncpg.Record] = await self._connection.fetch(statement, *arguments)
+        return rows
 
 
-async def retry_shards(
-    connection: asyncpg.Connection, config: Config, stuck: Sequence[Stuck], categories: Sequence[int] | None = None
-) -> int:
-    """Make shards due now, one after another, each in a transaction of its own; returns how many messages moved."""
-    return sum([await retry_shard(connection, config, one.outbox, one.table, one.shard, categories) for one in stuck])
+def _shard_of_row(outbox: OutboxConfig, table: Table, row: asyncpg.Record) -> ShardKey:
+    return shard_of(table, row[0], row[1], row[2] if contract.has_region(outbox) else None)
 
 
 async def lock_key(connection: asyncpg.Connection, config: Config, table: Table, shard: ShardKey) -> int:

@@ -121,7 +121,7 @@ class _Work:
         await self._forget([row for row in rows if row["message_id"] == row["id"]])
         failed = {self._shard(row): None for row in rows if row["attempts"] is not None}
         for shard in failed:
-            await acts.retry_shard(self._connection, self._config, self._outbox, self._table, shard)
+            await acts.retry_shard(self._connection, self._config, acts.Stuck(self._outbox, self._table, shard))
         letters = {row[0]: row[1] for row in await self._fetch("letters_of", self._outbox.name, ids)}
         return [
             Burial(

@@ -88,13 +88,15 @@ class Claims:
         dsn: Tells where to connect, asked again at every reconnect (passwords rotate).
         config: The schema of outboxd's own tables, the silo mode, and the outboxes that replicas must agree on.
         live: Told whether a daemon died within the last five minutes (I9), and of every finished attempt (I13).
+        one_shard: This is no daemon: it drains one shard and ends. Its death counts as one.
     """
 
-    def __init__(self, dsn: Callable[[], str], config: Config, live: Live) -> None:
+    def __init__(self, dsn: Callable[[], str], config: Config, live: Live, *, one_shard: bool = False) -> None:
         self._dsn = dsn
         self._silo_mode = config.silo_mode
-        self._outboxes = [
-            {"name": o.name, "table": o.table, "sharding_columns": o.sharding_columns} for o in config.outbox
+        mark = {"one_shard": True} if one_shard else {}
+        self._outboxes: list[dict[str, Any]] = [
+            {"name": o.name, "table": o.table, "sharding_columns": o.sharding_columns, **mark} for o in config.outbox
         ]
         self._live = live
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
@@ -315,11 +317,13 @@ class Claims:
         )
         self.worker_id = rows[0][0]
         for row in await self._fetch(opened, "living", self.worker_id):
-            if not _agree(self._outboxes, msgspec.json.decode(row[3])):
+            theirs = msgspec.json.decode(row[3])
+            if not _agree(self._outboxes, theirs):
                 await self._fetch(opened, "deregister", self.worker_id)
+                who = "`outboxd drain`" if any("one_shard" in outbox for outbox in theirs) else "daemon"
                 raise errors.FleetError(
-                    f"the daemon with pid {row[1]} on {row[2]} has other outboxes or sharding columns",
-                    hint="Replicas must share one configuration; stop that daemon first, or use another schema.",
+                    f"the {who} with pid {row[1]} on {row[2]} has other outboxes or sharding columns",
+                    hint=f"Replicas must share one configuration; stop that {who} first, or use another schema.",
                 )
 
     async def _look_for_deaths(self, current: ClaimSession) -> None:

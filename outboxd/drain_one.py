@@ -100,7 +100,8 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
     It ends when nothing is left that has not failed; after a soft stop; or when receivers write messages on and on.
 
     Raises:
-        ActRefused: The shard is switched off, or somebody else is at work on it; nothing was changed.
+        ActRefused: The shard is switched off, somebody else is at work on it, or a signal came before it was won;
+            nothing was changed.
         OutboxdError: As for `--once`.
     """
     started_at = time.monotonic()
@@ -109,19 +110,22 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
         only = (asked.outbox.name, target.shard)
         pipeline = Pipeline(loaded.config, registry, lambda: session_dsn(loaded), bounded=True, only=only)
         pipeline.live.on_failed = sentry.reporter(loaded.config.sentry)
-        await pipeline.open()
+        stop = _Stop(pipeline)
+        stop.stopper.listen()  # once registered, a process that is killed by a signal would pass for a death
         try:
-            depth = await _begin(connection, pipeline, target)
+            await pipeline.open()
+            depth = await stop.stopper.unless_stopping(_begin(connection, pipeline, target))
+            if depth is None:
+                raise errors.ActRefused("stopped by a signal before the shard was won; nothing was done")
         except BaseException:
             await pipeline.close()
             raise
-    stop = _Stop(pipeline, depth)
-    await _run(pipeline, stop)
+    await _run(pipeline, stop, depth)
     branch = pipeline.branches[0]
     if branch.error is not None:
         raise branch.error
     failures = await _failures(pipeline, target.shard)
-    async with access.opened(loaded, "operator", name="drain") as connection:
+    async with access.opened(loaded, "operator", name="drain") as connection, acts.transaction(connection):
         remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
     totals = pipeline.totals()
     return Result(
@@ -165,18 +169,22 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
     async with acts.transaction(connection):
-        await acts.retry_shard(connection, pipeline.config, target.asked.outbox, target.table, target.shard)
+        await acts.retry_shard(connection, pipeline.config, acts.Stuck(target.asked.outbox, target.table, target.shard))
         return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
 
 
 class _Stop:
     """Ends a drain to which receivers add as much as it delivers, and remembers why it ended."""
 
-    def __init__(self, pipeline: Pipeline, depth: int) -> None:
+    def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
-        self._rows_max = DRAINS_MAX * max(depth, pipeline.live.drain.turn_rows_max)
+        self._rows_max = 0
         self.stopper = Stopper(pipeline, expected=True)
-        pipeline.live.on_progress = self._look
+
+    def watch(self, depth: int) -> None:
+        """Look from now on, at a shard that has so many messages."""
+        self._rows_max = DRAINS_MAX * max(depth, self._pipeline.live.drain.turn_rows_max)
+        self._pipeline.live.on_progress = self._look
 
     def _look(self) -> None:
         if self._is_endless():
@@ -199,8 +207,8 @@ class _Stop:
         return next((reason for reason, is_so in reasons.items() if is_so), None)
 
 
-async def _run(pipeline: Pipeline, stop: _Stop) -> None:
-    stop.stopper.listen()
+async def _run(pipeline: Pipeline, stop: _Stop, depth: int) -> None:
+    stop.watch(depth)
     # What receivers print must not get between the results on stdout.
     with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
         try:

@@ -85,13 +85,14 @@ async def drain_once(
         backfills=True,
     )
     pipeline.live.on_failed = sentry.reporter(loaded.config.sentry)
-    await pipeline.open()
+    stopper = Stopper(pipeline, expected=True)
+    stopper.listen()  # once registered, a process that is killed by a signal would pass for a death
     try:
+        await pipeline.open()
         ran = await pipeline.claims.lock_once(_subject(loaded))
         if ran:
-            if not await _run(pipeline, max_seconds):
-                with anyio.move_on_after(HOUSEKEEPING_S_MAX):
-                    await Housekeeping(loaded.config, pipeline.dsn).tidy(HOUSEKEEPING_BATCHES_MAX)
+            await _run(pipeline, stopper, max_seconds)
+            await stopper.unless_stopping(_tidy(loaded, pipeline))
         elif not quiet:
             click.echo("another --once on this configuration is running", err=True)
     finally:
@@ -110,16 +111,17 @@ async def drain_once(
     return EXIT_HARD_STOP if pipeline.live.stopping_hard or summary.failed_shards else 0
 
 
-async def _run(pipeline: Pipeline, max_seconds: float | None) -> bool:
-    """Run to the end, and tell whether that came before its time."""
-    stopper = Stopper(pipeline, expected=True)
-    stopper.listen()
+async def _run(pipeline: Pipeline, stopper: Stopper, max_seconds: float | None) -> None:
     if max_seconds is not None:
         asyncio.get_running_loop().call_later(max_seconds, stopper.stop)
     # What receivers print must not spoil the document on stdout.
     with StallWatch(lambda: pipeline.live.registry), contextlib.redirect_stdout(sys.stderr):
         await pipeline.run(stopper.run)
-    return stopper.stopping.is_set()
+
+
+async def _tidy(loaded: Loaded, pipeline: Pipeline) -> None:
+    with anyio.move_on_after(HOUSEKEEPING_S_MAX):
+        await Housekeeping(loaded.config, pipeline.dsn).tidy(HOUSEKEEPING_BATCHES_MAX)
 
 
 def _subject(loaded: Loaded) -> str:

@@ -202,7 +202,7 @@ class Pipeline:
         self.bounded = bounded
         self.rounds_max = rounds_max
         self.live = Live(config.drain, registry)
-        self.claims = Claims(dsn, config, self.live)
+        self.claims = Claims(dsn, config, self.live, one_shard=only is not None)
         self.switchboard = SwitchBoard(config, dsn)
         self.drain = Drain(self.live, Delivery(self.live))
         self._only = only

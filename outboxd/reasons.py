@@ -110,7 +110,7 @@ def _draining(case: Case) -> Iterable[Reason]:
         )
         details = []
     else:
-        who = f"the daemon with pid {holder.pid} on {holder.host}"
+        who = f"the {'daemon' if holder.is_daemon else '`outboxd drain`'} with pid {holder.pid} on {holder.host}"
         details = [f"running since {_at(case.facts, holder.started_at)}, version {holder.version}"]
         details.append(f"its claim session is backend {holder.backend_pid}")
     remedy = ["Wait for the delivery; one that hangs ends after receiver_timeout_s.", case.command("explain")]

@@ -48,7 +48,7 @@ class Switch(msgspec.Struct, frozen=True):
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who has locked the shard; without `pid` it is registered as nobody."""
+    """Who has locked the shard: without `pid` somebody unknown, else a daemon, or an `outboxd drain`."""
 
     backend_pid: int | None
     application_name: str | None
@@ -56,6 +56,7 @@ class Holder(msgspec.Struct, frozen=True):
     pid: int | None
     version: str | None
     started_at: str | None
+    is_daemon: bool | None = True
 
 
 class Daemon(msgspec.Struct, frozen=True):

@@ -12,14 +12,18 @@ import asyncio
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import anyio
 
 from outboxd import log
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from outboxd.pipeline import Pipeline
+
+T = TypeVar("T")
 
 _log = log.get()
 
@@ -52,6 +56,24 @@ class Stopper:
         """Begin a soft stop."""
         self.stopping.set()
         self._pipeline.stop()
+
+    async def unless_stopping(self, work: Coroutine[Any, Any, T]) -> T | None:
+        """Do what has no part in the stops, and cancel it when one begins, or has begun; then None."""
+        if self.stopping.is_set():
+            work.close()
+            return None
+
+        async def give_up() -> None:
+            await self.stopping.wait()
+            scope.cancel()
+
+        with anyio.CancelScope() as scope:
+            waiting = asyncio.create_task(give_up())
+            try:
+                return await work
+            finally:
+                waiting.cancel()
+        return None
 
     async def run(self) -> NoReturn:
         """Wait for a stop and see it through. Never returns: cancel it when the pipeline has ended."""

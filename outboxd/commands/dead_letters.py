@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import functools
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from outboxd.dead_letters import COUNT_MAX, Selection, Tally
 from outboxd.option_keys import canonical
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import asyncpg
 
@@ -31,8 +32,6 @@ REASON_CHARACTERS_MAX = 120
 STAYED = 1
 
 _ID = click.IntRange(1, dead_letters.ID_MAX)
-_with_ids = click.argument("ids", nargs=-1, type=_ID, metavar="[ID]...")
-_with_all = click.option("--all", "everything", is_flag=True, help="Every dead letter.")
 
 
 def _with_selection(function: Decorated) -> Decorated:
@@ -48,6 +47,19 @@ def _with_selection(function: Decorated) -> Decorated:
     for option in options:
         function = option(function)
     return function
+
+
+def _moving(function: Callable[[Loaded, Selection, bool], int]) -> Callable[..., int]:
+    """Add the arguments of what is done to many: *function* gets what they select, and whether not to ask."""
+
+    @click.pass_obj
+    def run(context: Context, /, *, ids: tuple[int, ...], everything: bool, yes: bool, **options: str | None) -> int:
+        loaded = context.load()
+        return function(loaded, _required_selection(loaded.config, options, ids, everything=everything), yes)
+
+    with_all = click.option("--all", "everything", is_flag=True, help="Every dead letter.")
+    with_ids = click.argument("ids", nargs=-1, type=_ID, metavar="[ID]...")
+    return with_ids(_with_selection(with_all(shared.with_yes(functools.update_wrapper(run, function)))))
 
 
 @click.group(name="dead-letters")
@@ -101,12 +113,8 @@ def show(context: Context, /, *, letter: int, as_json: bool, as_sql: bool) -> No
 
 
 @command.command()
-@_with_ids
-@_with_selection
-@_with_all
-@shared.with_yes
-@click.pass_obj
-def retry(context: Context, /, *, ids: tuple[int, ...], everything: bool, yes: bool, **options: str | None) -> int:
+@_moving
+def retry(loaded: Loaded, selection: Selection, yes: bool) -> int:
     """
     Put dead letters back into their outbox.
 
@@ -116,27 +124,19 @@ def retry(context: Context, /, *, ids: tuple[int, ...], everything: bool, yes: b
 
     Exit code 1 when one stays: its id is taken in the outbox, or its outbox is not configured.
     """
-    loaded = context.load()
-    selection = _required_selection(loaded.config, options, ids, everything=everything)
-    return asyncio.run(_retry(loaded, selection, yes=yes or len(ids) == 1))
+    return asyncio.run(_retry(loaded, selection, yes=yes or len(selection.ids) == 1))
 
 
 @command.command()
-@_with_ids
-@_with_selection
-@_with_all
-@shared.with_yes
-@click.pass_obj
-def purge(context: Context, /, *, ids: tuple[int, ...], everything: bool, yes: bool, **options: str | None) -> None:
+@_moving
+def purge(loaded: Loaded, selection: Selection, yes: bool) -> int:
     """
     Delete dead letters for good.
 
     By their ids, or all that the options select. Asks first. Can be interrupted, and run again. The daemon does it by
     itself after [dead_letter] keep_days.
     """
-    loaded = context.load()
-    selection = _required_selection(loaded.config, options, ids, everything=everything)
-    asyncio.run(_purge(loaded, selection, yes=yes))
+    return asyncio.run(_purge(loaded, selection, yes=yes))
 
 
 def _selection(config: Config, options: Mapping[str, str | None], ids: tuple[int, ...] = ()) -> Selection:
@@ -228,7 +228,7 @@ async def _retry_in(
     return tally.stayed
 
 
-async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> None:
+async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
     async with access.opened(loaded, "operator", name="letters") as connection:
         counted = await _count(connection, loaded.config, selection)
         if counted.total and not yes:
@@ -239,6 +239,7 @@ async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> None:
                 await dead_letters.purge(connection, loaded.config, selection, tally, until=counted.newest_id)
         finally:
             click.echo(f"{_many(tally.moved)} deleted")
+    return 0
 
 
 async def _count(connection: asyncpg.Connection, config: Config, selection: Selection) -> Counted:

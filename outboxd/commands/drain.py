@@ -39,7 +39,8 @@ def command(
     Drain one shard, in this process, now.
 
     With the receivers of the configuration and under the daemon's own lock; also what is in backoff. A shard that is
-    switched off, or being drained elsewhere, is left alone. Ctrl-C lets the delivery under way finish.
+    switched off, or being drained elsewhere, is left alone. Ctrl-C lets the delivery under way finish; before the shard
+    is won, it leaves the shard alone.
 
     Exit code 0 when nothing failed, 1 when something did, or the shard was left alone.
     """

@@ -118,11 +118,14 @@ async def _make_due(
             continue
         outboxes = [outbox for outbox in config.outboxes if target.outbox in (None, outbox.name)]
         categories = None if target.category is None else [target.category]
-        found, wrong = await acts.find_stuck(connection, config, outboxes, categories, target.covers)
-        moved = await acts.retry_shards(connection, config, found, categories)
-        shards = display.counted(len(found), "shard")
-        click.echo(f"made due: {display.counted(moved, 'message')} in {shards} that had failed")
-        problems += wrong
+        shard = (target.shard_scope, target.shard_identifier)
+        wanted = acts.Wanted(categories=categories, shard=shard, accepts=target.covers)
+        retry = acts.Retry(connection, config, outboxes, wanted)
+        await retry.run()
+        shards = display.counted(retry.shards, "shard")
+        click.echo(f"made due: {display.counted(retry.messages, 'message')} in {shards} that had failed")
+        shared.echo_problems(retry.problems)
+        problems += retry.problems
     return problems
 
 

@@ -47,10 +47,10 @@ def command(
     """
     Make messages that wait for their next try due now.
 
-    Of a shard the first backoff_rows_max messages are moved, and those that failed. A shard that fails again goes on
-    backing off from where it was. What is switched off stays off, and is named.
+    Of a shard the first backoff_rows_max messages are moved, and as many of those that failed behind them. A shard that
+    fails again goes on backing off from where it was. What is switched off stays off, and is named.
 
-    Exit code 1 when the shard has no messages.
+    Exit code 1 when the shard has no messages, or somebody has locked one of them for longer than five seconds.
     """
     loaded = context.load()
     config = loaded.config
@@ -80,11 +80,13 @@ async def _retry_one(
         if not await acts.has_messages(connection, config, one):
             click.echo(f"shard {one.name(config)} has no messages", err=True)
             return NOTHING_THERE
-        moved = await acts.retry_shards(connection, config, [one], categories)
-        off = await switching.switched_off(connection, config)
+        async with acts.transaction(connection):
+            moved = await acts.retry_shard(connection, config, one, categories)
+        still_off = _StillOff(config, await switching.switched_off(connection, config))
     done = f"made due: {display.counted(moved, 'message')} of shard {one.name(config)}"
     click.echo(done if moved else "nothing was moved: none of the shard's first messages waits for a later time")
-    _say_off(config, [one], off)
+    still_off.add(one)
+    still_off.show()
     return 0
 
 
@@ -93,26 +95,44 @@ async def _retry_stuck(
 ) -> int:
     config = loaded.config
     async with access.opened(loaded, "operator", name="retry") as connection:
-        found, problems = await acts.find_stuck(connection, config, outboxes, categories)
-        if found and not yes:
-            shared.ask(f"Make {display.counted(len(found), 'shard')} in backoff due now?")
-        moved = await acts.retry_shards(connection, config, found, categories)
-        off = await switching.switched_off(connection, config)
-        shards = display.counted(len(found), "shard")
-        click.echo(f"made due: {display.counted(moved, 'message')} in {shards}" if found else "no shard is in backoff")
-        _say_off(config, found, off)
-        if problems:
-            raise problems[0]
+        retry = acts.Retry(connection, config, outboxes, acts.Wanted(categories=categories))
+        if not yes and (found := await retry.count()):
+            shared.ask(f"Make {display.counted(found, 'shard')} in backoff due now?")
+        still_off = _StillOff(config, await switching.switched_off(connection, config))
+        try:
+            await retry.run(still_off.add)
+        finally:  # also when interrupted: each page is committed
+            shards = display.counted(retry.shards, "shard")
+            done = f"made due: {display.counted(retry.messages, 'message')} in {shards}"
+            click.echo(done if retry.shards or retry.problems else "no shard is in backoff")
+            still_off.show()
+        shared.echo_problems(retry.problems[1:])
+        if retry.problems:
+            raise retry.problems[0]
     return 0
 
 
-def _say_off(config: Config, retried: Sequence[Stuck], off: Sequence[Row]) -> None:
-    """Name what is still off among the shards that were made due."""
-    lines = [line for one in retried for line in _off(config, one, off)]
-    for line in lines[:NAMED_MAX]:
-        click.echo(line)
-    if len(lines) > NAMED_MAX:
-        click.echo(f"still off: {len(lines) - NAMED_MAX:,} more; `outboxd pause --list` shows them")
+class _StillOff:
+    """Names what is still off among the shards that were made due; of many, the first."""
+
+    def __init__(self, config: Config, off: Sequence[Row]) -> None:
+        self._config = config
+        self._off = [row for row in off if row["in_force"]]
+        self._lines: list[str] = []
+        self._count = 0
+
+    def add(self, one: Stuck) -> None:
+        """Look at a shard that was made due."""
+        found = _off(self._config, one, self._off) if self._off else []
+        self._lines += found[: NAMED_MAX - len(self._lines)]
+        self._count += len(found)
+
+    def show(self) -> None:
+        """Print it."""
+        for line in self._lines:
+            click.echo(line)
+        if self._count > len(self._lines):
+            click.echo(f"still off: {self._count - len(self._lines):,} more; `outboxd pause --list` shows them")
 
 
 def _off(config: Config, one: Stuck, off: Sequence[Row]) -> list[str]:
@@ -128,8 +148,7 @@ def _off(config: Config, one: Stuck, off: Sequence[Row]) -> list[str]:
     return [
         f"still off: {switching.subject(row)}, {switching.origin(row)} (shard {one.name(config)})"
         for row in off
-        if row["in_force"]
-        and (
+        if (
             (target.overlaps(row) and row["region_name"] in (None, target.region_name))
             or (row["kind"] == "outbox" and row["outbox"] == one.outbox.name)
             or (row["kind"] == "category" and row["category"] in mine)

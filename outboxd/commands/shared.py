@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import click
@@ -75,6 +75,12 @@ def refuse_both(*, as_json: bool, as_sql: bool) -> None:
 def echo_json(document: Any) -> None:
     """Print one JSON document."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+
+
+def echo_problems(problems: Iterable[errors.OutboxdError]) -> None:
+    """Say on stderr what was passed over."""
+    for problem in problems:
+        click.echo(f"passed over: {problem}", err=True)
 
 
 def ask(question: str) -> None:

@@ -1,44 +1,61 @@
 -- What an operator does to messages by hand.
 
--- name: retry_shard
--- Make a shard due: its first messages, as a failure has moved them, and the first of each object that failed. How long
--- they have waited stays known, so that a shard that fails again goes on backing off from there.
+-- name: retry_shards
+-- Make shards due: the first messages of each, as a failure has moved them, and the first of each object that failed.
+-- Their delay stays known (up to the longest, one hour), so that a shard that fails again goes on backing off from there.
 -- $1 text          outbox
--- $2 int4          messages at most, as in prepare_next_from_shard
+-- $2 int4          messages of a shard at most, as in prepare_next_from_shard; and objects that failed behind them
 -- $3 int4[]        only objects of these categories; null: every one
--- $4 ...           the shard
+-- $4 ...           the shards, one array a column
 -- returns          how many messages were made due
 -- locks            these messages, until commit
 -- index            (<sharding columns>, id); primary key of outboxd.failure; primary key
 WITH wanted AS (
-    SELECT head.ctid AS address
-    FROM (
-        SELECT o.ctid, o.scheduled_for, o.category
-        FROM {table} AS o
-        WHERE {is_shard:o_4}
-        ORDER BY {shard:o}, o.id
-        LIMIT $2::int4
-    ) AS head
-    WHERE head.scheduled_for > now() AND ($3::int4[] IS NULL OR head.category = ANY ($3::int4[]))
-    UNION
-    SELECT failed.address
-    FROM {schema}.failure AS f
+    SELECT moving.address
+    FROM unnest({shard_arrays:4}) AS given ({shard})
     CROSS JOIN LATERAL (
-        SELECT o.ctid AS address, o.scheduled_for
-        FROM {table} AS o
-        WHERE o.id >= f.message_id AND o.id <= f.message_id
-        ORDER BY o.id
-        LIMIT 1
-    ) AS failed
-    WHERE f.outbox = $1::text
-        AND f.shard_scope = {scope_value:4}
-        AND f.shard_identifier = {identifier_value:4}::text
-        AND f.region_name = {region_value_text:4}
-        AND ($3::int4[] IS NULL OR f.category = ANY ($3::int4[]))
-        AND failed.scheduled_for > now()
+        SELECT head.address
+        FROM (
+            SELECT o.ctid AS address, o.scheduled_for, o.category
+            FROM {table} AS o
+            WHERE {is_shard:o_given}
+            ORDER BY {shard:o}, o.id
+            LIMIT $2::int4
+        ) AS head
+        WHERE head.scheduled_for > now() AND ($3::int4[] IS NULL OR head.category = ANY ($3::int4[]))
+        UNION
+        SELECT behind.address
+        FROM (
+            SELECT failed.address
+            FROM {schema}.failure AS f
+            CROSS JOIN LATERAL (
+                SELECT o.ctid AS address, o.scheduled_for
+                FROM {table} AS o
+                WHERE o.id >= f.message_id AND o.id <= f.message_id
+                ORDER BY o.id
+                LIMIT 1
+            ) AS failed
+            WHERE f.outbox = ANY (ARRAY[$1::text])
+                AND f.shard_scope = given.shard_scope
+                AND f.shard_identifier = given.shard_identifier::text
+                AND f.region_name = {region_text:given}
+                AND ($3::int4[] IS NULL OR f.category = ANY ($3::int4[]))
+                AND failed.scheduled_for > now() -- so that the next retry goes on behind these
+            ORDER BY f.outbox, f.shard_scope, f.shard_identifier, f.region_name, f.category, f.object_identifier
+            LIMIT $2::int4
+        ) AS behind
+    ) AS moving
 ),
 moved AS (
-    UPDATE {table} AS o SET scheduled_for = now() WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted)) RETURNING 1
+    UPDATE {table} AS o
+    SET scheduled_for = now(),
+        scheduled_from = now() - CASE -- no subtraction of what may be infinite, or millennia apart
+            WHEN o.scheduled_from >= o.scheduled_for THEN interval '0'
+            WHEN o.scheduled_from <= o.scheduled_for - interval '1 hour' THEN interval '1 hour'
+            ELSE o.scheduled_for - o.scheduled_from
+        END
+    WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted))
+    RETURNING 1
 )
 SELECT count(*) AS moved FROM moved
 
@@ -50,17 +67,27 @@ SELECT count(*) AS moved FROM moved
 SELECT EXISTS (SELECT FROM {table} AS o WHERE {is_shard:o_1}) AS found
 
 -- name: failing_shards
--- The shards that hold back something that failed, the one that waits longest first.
+-- A page of the shards that hold back something that failed, in the order of the index.
 -- $1 text          outbox
 -- $2 int4[]        only with a failure in these categories; null: every one
--- $3 int4          shards at most
+-- $3 int4          only of this scope; null: every one
+-- $4 text          only with an identifier like this, whatever its hyphens and capitals; null: every one
+-- $5 int4, $6 text, $7 text    behind this shard: shard_scope, shard_identifier, region_name; null: from the beginning
+-- $8 int4          shards at most
 -- returns          shard_scope, shard_identifier (text), region_name ('' where there is none)
-SELECT f.shard_scope, f.shard_identifier, f.region_name
+-- index            primary key of outboxd.failure
+SELECT DISTINCT f.shard_scope, f.shard_identifier, f.region_name
 FROM {schema}.failure AS f
-WHERE f.outbox = $1::text AND ($2::int4[] IS NULL OR f.category = ANY ($2::int4[]))
-GROUP BY f.shard_scope, f.shard_identifier, f.region_name
-ORDER BY min(f.first_failed_at), f.shard_scope, f.shard_identifier, f.region_name
-LIMIT $3::int4
+WHERE f.outbox = $1::text
+    AND ($2::int4[] IS NULL OR f.category = ANY ($2::int4[]))
+    AND ($3::int4 IS NULL OR f.shard_scope = $3::int4)
+    AND ($4::text IS NULL OR replace(lower(f.shard_identifier), '-', '') = replace(lower($4::text), '-', ''))
+    AND (
+        $5::int4 IS NULL
+        OR (f.shard_scope, f.shard_identifier, f.region_name) > ($5::int4, $6::text, $7::text)
+    )
+ORDER BY f.shard_scope, f.shard_identifier, f.region_name
+LIMIT $8::int4
 
 -- name: lock_key
 -- $1 ...           the shard

@@ -9,6 +9,7 @@
 -- name: daemons
 -- Daemons and runs of --once that have registered, the living first, then the newest: one that dies at each start leaves
 -- hundreds of rows a day. Without backend_pid nobody holds the lock of the row: it has died.
+-- A running `outboxd drain` is no daemon; one that has died is a death like any other.
 -- quiet_s: seconds since its claim session did anything; empty where this role may not see it.
 -- returns          one row a daemon
 SELECT
@@ -43,6 +44,7 @@ LEFT JOIN pg_locks AS registered
     AND registered.objid::int8 = w.id
     AND registered.objsubid = 2
 LEFT JOIN pg_stat_activity AS a ON a.pid = registered.pid
+WHERE registered.pid IS NULL OR NOT w.outboxes @> '[{"one_shard": true}]'
 ORDER BY registered.pid IS NULL, w.id DESC
 LIMIT 100
 

@@ -92,8 +92,17 @@ locks AS MATERIALIZED (
             OR l.locktype = 'relation' AND l.relation = {regclass} AND l.mode = 'RowExclusiveLock'
         )
 ),
-daemons AS (
-    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, registered.pid AS backend_pid
+workers AS (
+    SELECT
+        w.id,
+        w.host,
+        w.pid,
+        w.version,
+        w.silo_mode,
+        w.started_at,
+        w.died_at,
+        registered.pid AS backend_pid,
+        NOT w.outboxes @> '[{"one_shard": true}]' AS is_daemon -- else an `outboxd drain`
     FROM {schema}.worker AS w
     LEFT JOIN locks AS registered
         ON registered.locktype = 'advisory'
@@ -101,12 +110,17 @@ daemons AS (
         AND registered.objid = w.id
     WHERE w.silo_mode IN ('monolith', {silo})
         AND w.outboxes @> jsonb_build_array(jsonb_build_object('name', {outbox}::text))
+),
+daemons AS (
+    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, w.backend_pid
+    FROM workers AS w
+    WHERE w.is_daemon
     -- The living first: one that dies at each start leaves hundreds of rows a day.
-    ORDER BY registered.pid IS NULL, w.id DESC
+    ORDER BY w.backend_pid IS NULL, w.id DESC
     LIMIT 100
 ),
 holder AS (
-    SELECT l.pid AS backend_pid, a.application_name, d.host, d.pid, d.version, d.started_at
+    SELECT l.pid AS backend_pid, a.application_name, w.is_daemon, w.host, w.pid, w.version, w.started_at
     FROM asked
     JOIN locks AS l
         ON l.locktype = 'advisory'
@@ -114,7 +128,7 @@ holder AS (
         -- A key of 32 bits is shown without its sign.
         AND l.objid = ({lock_key:asked}::int8 & 4294967295)
     LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-    LEFT JOIN daemons AS d ON d.backend_pid = l.pid
+    LEFT JOIN workers AS w ON w.backend_pid = l.pid
     LIMIT 1
 ),
 transactions AS (

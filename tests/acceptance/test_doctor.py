@@ -53,6 +53,29 @@ async def test_a_daemon_that_was_killed_is_missed(installation: Installation) ->
     assert any(f"pid {daemon.pid} on " in e["text"] and "has died" in e["text"] for e in document["findings"])
 
 
+async def test_a_running_drain_is_no_daemon_and_its_death_is_told(installation: Installation) -> None:
+    installation.receive('@receiver("EVENT")\nasync def wait(message):\n    await opened("gate")\n')
+    await installation.insert([7])
+    async with installation.daemon("drain", "ACCOUNT", "7") as drain:
+
+        async def registered() -> bool:
+            return await installation.count("SELECT count(*) FROM outboxd.worker") == 1
+
+        await installation.until(registered, by=drain)
+        code, document = await diagnosed(installation)
+        assert code == 1
+        assert "daemons: no daemon is running that drains it (silo region)" in errors(document)
+        assert not any(f"pid {drain.pid}" in each["text"] for each in document["findings"])
+        drain.signal(signal.SIGKILL)
+        await drain.wait()
+
+    async def is_told() -> bool:
+        document = (await diagnosed(installation))[1]
+        return any(f"pid {drain.pid} on " in e["text"] and "has died" in e["text"] for e in document["findings"])
+
+    _: bool = await eventually(is_told)
+
+
 async def test_a_daemon_that_is_stopped_by_a_signal_does_not_pass_for_a_working_one(installation: Installation) -> None:
     """Its locks and its registration stay with its connection: only its silence gives it away."""
     async with installation.ready_daemon() as daemon:

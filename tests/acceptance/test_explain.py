@@ -59,6 +59,25 @@ async def test_the_daemon_that_drains_the_shard_is_named_with_host_and_pid(insta
     assert idle["reason"] == "empty"
 
 
+async def test_a_running_drain_is_named_where_it_drains_and_is_no_daemon_elsewhere(installation: Installation) -> None:
+    installation.receive(WAIT_AT_GATE)
+    await installation.insert([7, 8])
+    async with installation.daemon("drain", "ACCOUNT", "7") as drain:
+        await inside(installation, drain)
+
+        drained = await explained(installation, 7)
+        other = await explained(installation, 8)
+
+        installation.open("gate")
+        assert await drain.wait() == 0
+
+    holder = drained["facts"]["claimed_by"]
+    assert drained["reason"] == "draining"
+    assert (holder["pid"], holder["is_daemon"]) == (drain.pid, False)
+    assert f"by the `outboxd drain` with pid {drain.pid} on {socket.gethostname()}" in drained["headline"]
+    assert (other["reason"], other["facts"]["daemons"]) == ("no_daemon", [])
+
+
 async def test_a_killed_daemon_is_no_daemon_and_is_named(installation: Installation) -> None:
     installation.receive(WAIT_AT_GATE)
     await installation.insert([7])

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from outboxd import acts
+from outboxd.claims import SHARD_CLASS
+from outboxd.inspection import inspect_table
+from outboxd.load import load
+from tests.acceptance.installation import RECORD_ALL, SCOPE
+from tests.drains import connected
 from tests.eventually import eventually
+from tests.letters import write_letters
 
 if TYPE_CHECKING:
     from tests.acceptance.installation import Installation
@@ -155,3 +162,72 @@ async def test_a_daemon_that_waits_for_its_database_stops_with_exit_0(bare: Inst
         await daemon.wait_for_event("daemon.waiting")
         daemon.signal(signal.SIGTERM)
         assert await daemon.wait(10) == 0
+
+
+async def waits_for_a_lock(installation: Installation, session: str) -> bool:
+    """Whether a session of outboxd stands behind a lock that somebody else holds."""
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND application_name = $1"
+    return bool(await installation.connection.fetchval(waiting, f"outboxd: {session}"))
+
+
+async def registered(installation: Installation) -> bool:
+    return bool(await installation.count("SELECT count(*) FROM outboxd.worker"))
+
+
+@pytest.mark.parametrize("lock", ["the shard", "a message"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_while_drain_waits_is_no_death(
+    installation: Installation, lock: str, number: signal.Signals
+) -> None:
+    await installation.insert([7])
+    await installation.connection.execute("UPDATE outbox SET scheduled_for = now() + interval '1 hour'")
+    config = load(installation.config, environ={}).config
+    async with connected(installation.dsn) as other, other.transaction():
+        if lock == "the shard":
+            key = await acts.lock_key(other, config, await inspect_table(other, config.outboxes[0]), (SCOPE, 7))
+            await other.execute(f"SELECT pg_advisory_xact_lock({SHARD_CLASS}, {key})")
+        else:
+            await other.execute("SELECT FROM outbox FOR UPDATE")
+        async with installation.daemon("drain", "ACCOUNT", "7") as drain:
+            await installation.until(lambda: registered(installation), by=drain)
+            drain.signal(number)
+            assert await drain.wait() == 1
+
+    assert "stopped by a signal before the shard was won; nothing was done" in drain.stderr
+    assert "Traceback" not in drain.stderr
+    assert await installation.left_behind() == []
+    assert installation.delivered() == []
+
+
+async def test_a_signal_while_once_starts_is_no_death(installation: Installation) -> None:
+    await installation.insert([7])
+    async with connected(installation.dsn) as other:
+        locking = other.transaction()
+        await locking.start()
+        await other.execute("LOCK TABLE outboxd.pause")
+        async with installation.daemon("--once") as once:
+            await installation.until(lambda: waits_for_a_lock(installation, "options"), by=once)
+            assert await registered(installation)
+            once.signal(signal.SIGTERM)
+            await locking.rollback()
+            assert await once.wait() == 0
+
+    assert await installation.left_behind() == []
+    assert installation.delivered() == []
+
+
+async def test_a_signal_ends_the_housekeeping_of_once(installation: Installation) -> None:
+    installation.receive("import outboxd.once\n\noutboxd.once.HOUSEKEEPING_S_MAX = 3600.0\n\n\n" + RECORD_ALL)
+    await write_letters(installation.connection, age_s=31 * 86_400)
+    ids = await installation.insert([7])
+    async with connected(installation.dsn) as other, other.transaction():
+        await other.execute("LOCK TABLE outboxd.dead_letter")
+        async with installation.daemon("--once") as once:
+            await installation.until(lambda: waits_for_a_lock(installation, "housekeeping"), by=once)
+            once.signal(signal.SIGTERM)
+            assert await once.wait() == 0
+
+    assert once.events("dead_letters.not_purged") == []  # so it did not wait for the end of its patience
+    assert "delivered 1," in once.stdout
+    assert installation.delivered() == ids
+    assert await installation.left_behind() == []

@@ -367,6 +367,18 @@ async def test_a_daemon_with_other_sharding_columns_is_refused(database: str) ->
             await claims.open()
 
 
+async def test_a_drain_of_one_shard_with_other_sharding_columns_is_called_by_its_name(database: str) -> None:
+    config = configure(msgspec.structs.replace(REGION, sharding_columns=["shard_identifier", "shard_scope"]))
+    drain = Claims(lambda: database, config, Live(config.drain, build(config, Recorder())), one_shard=True)
+    await drain.open()
+    try:
+        with pytest.raises(errors.FleetError, match="the `outboxd drain` with pid"):
+            async with by_hand(database):
+                pass
+    finally:
+        await drain.close()
+
+
 async def test_one_shard_of_two_outboxes_has_two_locks(database: str, connection: asyncpg.Connection) -> None:
     await connection.execute("CREATE TABLE twin (LIKE outbox INCLUDING ALL)")
     await write(connection)

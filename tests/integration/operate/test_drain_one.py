@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from outboxd import acts, errors, load
+from outboxd import drain_one as drain_module
 from outboxd.claims import SHARD_CLASS
 from outboxd.drain_one import Asked, Result, drain_one
 from outboxd.inspection import inspect_table
@@ -29,7 +30,6 @@ from tests.drains import (
     draining,
     failing,
     failures,
-    make_due,
     remaining,
     shard_locks,
     until,
@@ -357,12 +357,31 @@ async def test_other_due_shards_and_the_time_they_take_do_not_matter(
     assert await connection.fetchval(read) < 1_000
 
 
+async def test_a_table_that_is_locked_at_the_end_is_not_waited_for_for_ever(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await write(connection)
+    find_failures = drain_module._failures
+
+    async def lock(*arguments: Any) -> Any:
+        found = await find_failures(*arguments)
+        await connection.execute("BEGIN; LOCK TABLE outbox")
+        return found
+
+    monkeypatch.setattr(drain_module, "_failures", lock)
+    monkeypatch.setattr(acts, "LOCK_TIMEOUT_S", 0.1)
+
+    with pytest.raises(errors.StatementFailed, match=r"counting the messages of a shard: .* lock timeout"):
+        await drain(database, Recorder())
+
+
 async def test_what_it_has_failed_is_backed_off_as_by_a_daemon(database: str, connection: asyncpg.Connection) -> None:
+    """Also when its time had not come: drained at once, it waits twice as long as it would have waited."""
     await write(connection)
     await drain_once(database, Recorder(failing()))
-    await make_due(connection)
+    await connection.execute("UPDATE outbox SET scheduled_for = scheduled_from + interval '40 s'")
 
     await drain(database, Recorder(failing()))
 
-    delay_s = await connection.fetchval("SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox")
-    assert delay_s >= 4
+    delay = "SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox"
+    assert await connection.fetchval(delay) == 80

@@ -17,6 +17,7 @@ from tests.drains import (
     UUID,
     Recorder,
     configure,
+    connected,
     drain_once,
     failing,
     failures,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from outboxd.model import ShardKey
     from tests.integration.operate.switched import Here
 
+SHARD = ("--scope", "0", "--shard", "1")
 KEY = uuid.UUID("0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11")
 KINDS: dict[str, tuple[OutboxConfig, dict[str, Any], ShardKey]] = {
     "region": (REGION, {"shard": 7}, (0, 7)),
@@ -51,7 +53,7 @@ async def retry(
     config = config or configure()
     outbox = config.outboxes[0]
     table = await inspect_table(connection, outbox)
-    return await acts.retry_shard(connection, config, outbox, table, shard, categories)
+    return await acts.retry_shard(connection, config, acts.Stuck(outbox, table, shard), categories)
 
 
 async def put_off(connection: asyncpg.Connection, table: str = "outbox") -> None:
@@ -86,13 +88,9 @@ async def test_a_failing_shard_is_due_and_is_tried_again(
     await write(connection, **other)
     await drain_once(database, Recorder(failing()), config)
     await put_off(connection, outbox.table)
-    table = await inspect_table(connection, outbox)
-    found = await acts.failing_shards(connection, config, outbox, table)
 
     moved = await retry(connection, shard, config)
 
-    assert shard in found
-    assert len(found) == 2
     assert moved == 2
     assert await due(connection, outbox.table) == ids
     seen = Recorder()
@@ -136,12 +134,25 @@ async def test_each_object_that_failed_by_itself_is_tried_again(database: str, c
     await drain_once(database, Recorder(failing(2, 4)))
     await put_off(connection)
 
-    assert await retry(connection, (0, 1), configure(backoff_rows_max=1)) == 2
+    assert await retry(connection, (0, 1)) == 2
 
     seen = Recorder()
     await drain_once(database, seen)
     assert seen.objects == [2, 4]
     assert await failures(connection) == []
+
+
+async def test_of_many_objects_that_failed_so_many_are_moved_and_the_next_retry_goes_on(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    for obj in range(1, 6):
+        await write(connection, category="SKIPPING", obj=obj)
+    await drain_once(database, Recorder(failing()))
+    in_front = [await write(connection, category="TEAM", obj=obj) for obj in (8, 9)]
+    await connection.execute("UPDATE outbox SET id = -id WHERE id = ANY ($1::int8[])", in_front)
+    await put_off(connection)
+
+    assert [await retry(connection, (0, 1), configure(backoff_rows_max=2)) for _ in range(4)] == [4, 2, 1, 0]
 
 
 async def test_only_a_category_is_moved_where_one_is_named(database: str, connection: asyncpg.Connection) -> None:
@@ -155,20 +166,134 @@ async def test_only_a_category_is_moved_where_one_is_named(database: str, connec
     assert await due(connection) == [team, member]
 
 
-async def test_a_shard_that_fails_again_goes_on_backing_off_from_where_it_was(
-    database: str, connection: asyncpg.Connection
+@pytest.mark.parametrize(
+    ("scheduled_from", "scheduled_for", "delay_s"),
+    [
+        ("now()", "now() + interval '40 s'", 80),
+        ("now() - interval '10 s'", "now() + interval '30 s'", 80),
+        ("now()", "now() + interval '40 min'", 3_600),
+        ("now()", "now() + interval '3 days'", 3_600),
+        ("now()", "'infinity'", 3_600),
+        ("'4713-01-01 BC'", "'294276-12-31'", 3_600),
+        ("'-infinity'", "'infinity'", 3_600),
+        ("'infinity'", "'infinity'", 2),
+        ("now() + interval '1 day'", "now() + interval '1 hour'", 2),
+    ],
+)
+async def test_a_shard_that_fails_again_at_once_goes_on_backing_off_from_where_it_was(
+    database: str, connection: asyncpg.Connection, scheduled_from: str, scheduled_for: str, delay_s: float
 ) -> None:
     await write(connection)
     await drain_once(database, Recorder(failing()))
-    await connection.execute(
-        "UPDATE outbox SET scheduled_from = now() - interval '600 s', scheduled_for = now() + interval '600 s'"
-    )
+    await connection.execute(f"UPDATE outbox SET scheduled_from = {scheduled_from}, scheduled_for = {scheduled_for}")
 
-    await retry(connection, (0, 1))
+    assert await retry(connection, (0, 1)) == 1
+    assert await retry(connection, (0, 1)) == 0
     await drain_once(database, Recorder(failing()))
 
-    delay = await connection.fetchval("SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox")
-    assert 1_200 <= delay < 1_300
+    delay = "SELECT extract(epoch FROM scheduled_for - scheduled_from)::float8 FROM outbox"
+    assert await connection.fetchval(delay) == delay_s
+
+
+# --- many shards -------------------------------------------------------------------------------------------
+
+
+async def fail_shards(connection: asyncpg.Connection, count: int) -> None:
+    """Let the shards from 1 on be failing, that of the number 1 since the latest; there may be no messages in them."""
+    await connection.execute(
+        "INSERT INTO outboxd.failure"
+        " (outbox, shard_scope, shard_identifier, category, object_identifier, message_id, first_failed_at)"
+        " SELECT 'region', 0, n::text, 1, 'x', 0, now() - n * interval '1 s' FROM generate_series(1, $1::int) AS n",
+        count,
+    )
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An act waits a tenth of a second for a lock."""
+    monkeypatch.setattr(acts, "LOCK_TIMEOUT_S", 0.1)
+
+
+async def test_every_page_of_failing_shards_is_retried_and_each_shard_is_told_once(
+    connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts, "PAGE_SHARDS", 7)
+    config = configure(REGION, CONTROL, TEXT)
+    for shard in range(1, 21):
+        await write(connection, shard=shard)
+        await write(connection, shard=f"{shard}'", obj="x", table="text_outbox")
+        for region in ("eu", "us"):
+            await write(connection, shard=shard, region=region, table="control_outbox")
+    for outbox, region in (("outbox", "''"), ("text_outbox", "''"), ("control_outbox", "region_name")):
+        await put_off(connection, outbox)
+        await connection.execute(
+            "INSERT INTO outboxd.failure"
+            " (outbox, region_name, shard_scope, shard_identifier, category, object_identifier, message_id)"
+            f" SELECT $1, {region}, 0, shard_identifier::text, 1, object, id"
+            f" FROM {outbox}, unnest(ARRAY['1', '2']) AS object",
+            {"outbox": "region", "text_outbox": "text", "control_outbox": "control"}[outbox],
+        )
+    found = acts.Retry(connection, config, config.outboxes, acts.Wanted())
+    told: list[str] = []
+
+    assert await found.count() == 80
+    await found.run(lambda one: told.append(one.name(config)))
+
+    assert (found.shards, found.messages, found.problems) == (80, 80, [])
+    assert len(set(told)) == len(told) == 80
+    assert [len(await due(connection, each)) for each in ("outbox", "text_outbox", "control_outbox")] == [20, 20, 40]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_message_that_somebody_has_locked_keeps_its_shard_only(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    ids = [await write(connection, shard=shard) for shard in range(1, 5)]
+    await drain_once(database, Recorder(failing()))
+    await put_off(connection)
+    found = acts.Retry(connection, configure(), [REGION], acts.Wanted())
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM outbox WHERE shard_identifier = 2 FOR UPDATE")
+        await found.run()
+
+    assert (found.shards, found.messages) == (3, 3)
+    [problem] = found.problems
+    assert "shard ORGANIZATION_SCOPE 2" in str(problem)
+    assert "lock timeout" in str(problem)
+    assert await due(connection) == [ids[0], *ids[2:]]
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_where_everything_is_locked_it_gives_up_and_says_so(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    for shard in range(1, 10):
+        await write(connection, shard=shard)
+    await drain_once(database, Recorder(failing()))
+    await put_off(connection)
+    found = acts.Retry(connection, configure(), [REGION], acts.Wanted())
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM outbox FOR UPDATE")
+        await found.run()
+
+    assert (found.shards, len(found.problems)) == (0, acts.REFUSED_MAX + 1)
+    assert "5 shards were refused, the rest was not tried" in str(found.problems[-1])
+
+
+@pytest.mark.parametrize("arguments", [("retry", "--all-stuck", "--yes"), ("resume", "--now", *SHARD)])
+async def test_no_shard_is_left_out_because_there_are_many(
+    here: Here, connection: asyncpg.Connection, arguments: tuple[str, ...]
+) -> None:
+    """Also the one that has failed for the shortest time."""
+    await write(connection, shard=1)
+    await put_off(connection)
+    await here.run("pause", *SHARD)
+    await fail_shards(connection, 100_001)
+
+    done = await here.run(*arguments)
+
+    assert "made due: 1 message in " in done.stdout
+    assert len(await due(connection)) == 1
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -262,6 +387,19 @@ async def test_a_shard_without_messages_is_said_with_exit_code_1(here: Here) -> 
     error = await here.refused("retry", "0", "9", "--outbox", "region", code=1)
 
     assert error == "shard ORGANIZATION_SCOPE 9 of outbox region has no messages\n"
+
+
+async def test_a_locked_message_is_not_waited_for_for_ever(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    await stuck(database, connection)
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM outbox WHERE shard_identifier = 2 FOR UPDATE")
+        error = await here.refused("retry", "0", "2", "--outbox", "region", code=1)
+
+    assert "retrying shard ORGANIZATION_SCOPE 2 of outbox region: canceling statement due to lock timeout" in error
+    assert "hint: Another session has locked it" in error
+    assert await due(connection) == []
 
 
 async def test_an_outbox_that_is_broken_does_not_keep_the_others(
