@@ -31,6 +31,8 @@ REFUSED_MAX = 5
 PATIENCE_S = 5.0
 """How long an act waits for a shard that somebody else is at work on."""
 TRY_EVERY_S = 0.25
+DEADLOCK_TRIES = 3
+_DEADLOCK = "40P01"
 LOCK_TIMEOUT_S = 5
 STATEMENT_TIMEOUT_S = 100
 
@@ -217,8 +219,7 @@ class Retry:
     ) -> None:
         """Make a page due; when that is refused, shard by shard."""
         try:
-            async with transaction(self._connection):
-                moved = await _retry_page(self._connection, self._config, page, self._wanted.categories)
+            moved = await self._move(page)
         except errors.StatementFailed as exc:
             if len(page) == 1:
                 refused.append(exc)
@@ -232,6 +233,17 @@ class Retry:
         for one in page:
             if len(refused) < REFUSED_MAX:
                 await self._retry([one], refused, on_retried)
+
+    async def _move(self, page: list[Stuck]) -> int:
+        """Make a page due; again, when it has met a drain that moves the same messages in another order."""
+        for tries_left in reversed(range(DEADLOCK_TRIES)):
+            try:
+                async with transaction(self._connection):
+                    return await _retry_page(self._connection, self._config, page, self._wanted.categories)
+            except errors.StatementFailed as exc:
+                if exc.sqlstate != _DEADLOCK or not tries_left:
+                    raise
+        raise AssertionError
 
     async def _pages(self, outbox: OutboxConfig, problems: list[errors.OutboxdError]) -> AsyncGenerator[list[Stuck]]:
         try:

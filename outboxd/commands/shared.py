@@ -72,6 +72,11 @@ def refuse_both(*, as_json: bool, as_sql: bool) -> None:
         raise click.UsageError("--json and --sql exclude each other")
 
 
+def echo_sql(text: str) -> None:
+    """Print SQL as it is: a pipe must not lose the control characters of a literal, as it would otherwise."""
+    click.echo(text, nl=False, color=True)
+
+
 def echo_json(document: Any) -> None:
     """Print one JSON document."""
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from outboxd import acts, sql
+from outboxd import acts, errors, sql
 from outboxd.inspection import inspect_table
 from outboxd.outbox import renderer_of
 from tests.drains import (
@@ -278,6 +278,27 @@ async def test_where_everything_is_locked_it_gives_up_and_says_so(
 
     assert (found.shards, len(found.problems)) == (0, acts.REFUSED_MAX + 1)
     assert "5 shards were refused, the rest was not tried" in str(found.problems[-1])
+
+
+@pytest.mark.parametrize(("deadlocks", "moved"), [(2, 1), (3, 0)])
+async def test_a_deadlock_with_a_drain_is_tried_again(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, deadlocks: int, moved: int
+) -> None:
+    await write(connection)
+    await drain_once(database, Recorder(failing()))
+    retry_page, met = acts._retry_page, iter(range(deadlocks))
+
+    async def deadlocked(*arguments: Any) -> int:
+        if next(met, None) is not None:
+            raise errors.StatementFailed("deadlock detected", sqlstate="40P01")
+        return await retry_page(*arguments)
+
+    monkeypatch.setattr(acts, "_retry_page", deadlocked)
+    made = acts.Retry(connection, configure(), [REGION], acts.Wanted())
+    await made.run()
+
+    assert made.messages == moved
+    assert bool(made.problems) == (not moved)
 
 
 @pytest.mark.parametrize("arguments", [("retry", "--all-stuck", "--yes"), ("resume", "--now", *SHARD)])
