@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from outboxd import errors, inspection, option_keys, sql, suggest
-from outboxd.option_keys import canonical
 from outboxd.query import Query, fetch
 from outboxd.switching import ROWS_READ_MAX, ROWS_SHOWN_MAX, By, Row, array, identifier_types, parsed, rows_of
 
@@ -105,15 +104,6 @@ async def unset_option(connection: asyncpg.Connection, config: Config, name: str
     if not found and name not in option_keys.known(config):
         raise _unknown(config, name)
     return bool(found)
-
-
-def without(config: Config, row: Row, value: list[Any]) -> list[Any] | None:
-    """Return what is left of an option's list without the entry that *row* stands for; None: nothing."""
-    key = option_keys.known(config)[row["option"]]
-    off = row["shard_identifier"] or row["outbox"]
-    if row["kind"] == "category":
-        off = next(name for name, category in config.categories.items() if category.value == row["category"])
-    return [item for item in value if key.read(json.dumps([item]))[0] != [canonical(off)]] or None
 
 
 def _unknown(config: Config, name: str) -> errors.UsageError:
