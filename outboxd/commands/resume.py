@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, acts, command_line, display, errors, log, setting, switching
+from outboxd import access, acts, command_line, errors, log, setting, switching
 from outboxd.commands import shared
 from outboxd.switching import Target
 
@@ -120,8 +120,8 @@ async def _make_due(
         wanted = acts.Wanted(categories=categories, shard=shard, accepts=target.covers)
         retry = acts.Retry(connection, config, outboxes, wanted)
         await retry.run()
-        shards = display.counted(retry.shards, "shard")
-        click.echo(f"made due: {display.counted(retry.messages, 'message')} in {shards} that had failed")
+        done = f"{shared.made_due(retry.messages, retry.shards)} that had failed"
+        click.echo(done if retry.shards or retry.problems else "nothing had failed")
         shared.echo_problems(retry.problems)
         problems += retry.problems
     return problems
