@@ -98,8 +98,8 @@ def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, 
 
 
 def made_due(moved: int, shards: int) -> str:
-    """Say what `retry` and `resume --now` have done with shards that have failed."""
-    where = f"in {display.counted(shards, 'shard')} that had failed"
+    """Say what `retry` and `resume --now` have done with so many shards."""
+    where = f"in {display.counted(shards, 'shard')}"
     return f"made due: {display.counted(moved, 'message')} {where}" if moved else f"nothing was waiting {where}"
 
 

@@ -384,6 +384,14 @@ async def test_all_stuck_shards_are_moved_only_after_a_yes(
     assert await due(connection) == []
 
 
+async def test_what_is_due_already_is_not_made_due(trouble: Trouble) -> None:
+    await trouble.connection.execute("UPDATE control_outbox SET scheduled_for = now()")
+
+    done = await run("retry", "--all-stuck", "--outbox", "control", "--yes", config=trouble.file)
+
+    assert (done.returncode, done.stdout) == (0, "nothing was waiting in 1 shard\n")
+
+
 async def test_what_is_still_off_is_named(here: Here, database: str, connection: asyncpg.Connection) -> None:
     await stuck(database, connection)
     await here.run("pause", "--scope", "0", "--shard", "2", "--author", "alice", "--reason", "their endpoint")
