@@ -26,6 +26,7 @@ from tests.drains import (
     write_many,
 )
 from tests.integration.drain.test_statements import outbox_of, problems
+from tests.processes import run
 
 if TYPE_CHECKING:
     import asyncpg
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
     from outboxd.model import ShardKey
     from tests.integration.operate.switched import Here
+    from tests.trouble import Trouble
 
 SHARD = ("--scope", "0", "--shard", "1")
 KEY = uuid.UUID("0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11")
