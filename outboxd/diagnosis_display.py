@@ -18,13 +18,12 @@ if TYPE_CHECKING:
 
 PAYLOAD_CHARACTERS_MAX = 40
 REASON_CHARACTERS_MAX = 200
-NOTHING = "no message waits there"
 
 
 def show_shards(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str) -> None:
     """Print the deepest shards; below them why they do not move, and whatever is switched off, listed or not."""
     if not rows:
-        click.echo(NOTHING)
+        click.echo("no message waits there")
     else:
         titles = [*_place_titles(rows), "depth", "due", "oldest", "newest", "state"]
         cells = [
@@ -52,7 +51,7 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
     if not rows:
         click.echo("no shard is in backoff")
         return
-    titles = [*_place_titles(rows), "category", "depth", "next attempt", "oldest", "newest", "attempts"]
+    titles = [*_place_titles(rows), "category", "depth", "next try", "oldest", "newest", "tries"]
     cells = [
         [
             *_place(row, titles),
@@ -65,7 +64,7 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
         ]
         for row in rows
     ]
-    show_table(titles, cells, right=["depth", "attempts"])
+    show_table(titles, cells, right=["depth", "tries"])
     if any(row["is_at_least"] for row in rows):
         click.echo("\n+ means at least")
     if any(row["depth"] is None for row in rows):
@@ -73,16 +72,16 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
     _echo_reasons([(f"{name_of(row)}, object {row['object_identifier']}", row["last_error"]) for row in rows])
 
 
-def show_messages(rows: Sequence[Mapping[str, Any]], now: str, *, of_object: bool) -> None:
-    """Print messages, of one shard or about one object; their payloads cut."""
+def show_messages(rows: Sequence[Mapping[str, Any]], now: str, where: str, *, of_object: bool) -> None:
+    """Print messages, of one shard or about one object; their payloads cut. *where* was looked, if there is none."""
     if not rows:
-        click.echo(NOTHING)
+        show_lines([f"no message waits {where}"])
         return
     own = _place_titles(rows) if of_object else []
-    titles = [*own, "id", *([] if of_object else ["category", "object"]), "written", "due", "attempts", "payload"]
+    titles = [*own, "id", *([] if of_object else ["category", "object"]), "written", "due", "tries", "payload"]
     cells = [
         [
-            *_place(row, own),
+            *(_place(row, own) if own else []),
             str(row["id"]),
             *([] if of_object else [row["category_name"], str(row["object_identifier"])]),
             age(row["date_added"], now),
@@ -92,7 +91,7 @@ def show_messages(rows: Sequence[Mapping[str, Any]], now: str, *, of_object: boo
         ]
         for row in rows
     ]
-    show_table(titles, cells, right=["id", "attempts"])
+    show_table(titles, cells, right=["id", "tries"], cuts=["payload"])
     failed = {(name_of(row), str(row["object_identifier"])): row["last_error"] for row in rows}
     _echo_reasons([(f"{place}, object {obj}", error) for (place, obj), error in failed.items()])
 
@@ -140,19 +139,12 @@ def _seconds_until(time: str, now: str) -> float:
 
 
 def _place_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Tell which columns name a shard: outbox and region only where there are any to tell apart."""
-    has_regions = any(row["region_name"] is not None for row in rows)
-    several = len({row["outbox"] for row in rows}) > 1
-    return ["shard", *(["outbox"] if several else []), *(["region"] if has_regions else [])]
+    """Tell which columns name a shard: its outbox only where there are several."""
+    return ["shard", *(["outbox"] if len({row["outbox"] for row in rows}) > 1 else [])]
 
 
 def _place(row: Mapping[str, Any], titles: Sequence[str]) -> list[str]:
-    cells = {
-        "shard": f"{row['scope_name']} {row['shard_identifier']}",
-        "outbox": row["outbox"],
-        "region": row["region_name"] or "-",
-    }
-    return [cells[title] for title in titles if title in cells]
+    return [name_of(row), *([row["outbox"]] if "outbox" in titles else [])]
 
 
 def _count(number: int, row: Mapping[str, Any]) -> str:
@@ -164,7 +156,7 @@ def _state(row: Mapping[str, Any], now: str) -> str:
         return str(row["state"])
     if row["state"] == "not due":
         return f"not due, {when(row['until'], now)}"
-    return f"{row['state']}, for {_span(_seconds_until(row['until'], now))}"
+    return f"{row['state']} for {_span(_seconds_until(row['until'], now))}"
 
 
 def _payload(row: Mapping[str, Any]) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import os
+import re
 import shutil
 import sys
-import textwrap
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TextIO
 
@@ -15,14 +17,21 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+PROSE_COLUMNS_MIN = 20
+GAP = 2
 
-NARROW_COLUMNS = 60
-"""A terminal with fewer columns is no place for a table that is wider."""
+_PART = re.compile(r"\s?\S+?(?:[./](?=[^\W\d_])|(?=\s|$))")
+_WORD = re.compile(r"\s?\S+")
+_TO_COPY = re.compile(r"\s*(?:->|GRANT |ALTER |CREATE )|.*: outboxd ")
 
 
-def is_terminal(stream: TextIO) -> bool:
-    """Whether it can be drawn on. Not rich's own idea: FORCE_COLOR would make a terminal of a pipe."""
-    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+def is_terminal(stream: TextIO | None) -> bool:
+    """
+    Whether it can be drawn on; None: it was closed before we started.
+
+    Not rich's own idea: FORCE_COLOR would make a terminal of a pipe.
+    """
+    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
@@ -31,42 +40,109 @@ def aligned(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
     return [(indent + "  ".join(map(str.ljust, row, widths))).rstrip() for row in rows]
 
 
-def show_table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, right: Iterable[str] = ()) -> None:
+def show_table(
+    titles: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    right: Iterable[str] = (),
+    folds: Iterable[str] = (),
+    cuts: Iterable[str] = (),
+) -> None:
     """
     Print a table with one line of titles.
 
-    On a terminal long cells are folded to its width, and on a narrow one each row becomes some lines of its own;
-    elsewhere nothing is cut, and a program can read the lines.
+    On a terminal it is made to fit: prose is folded between words, glimpses are cut. What would have to be broken
+    elsewhere makes each row some lines of its own. Elsewhere nothing is cut, and a program can read the lines.
 
     Args:
         titles: Of the columns.
         rows: Their cells.
         right: Titles of columns whose cells stand on the right, as numbers do.
+        folds: Titles of columns of prose.
+        cuts: Titles of columns that are but a glimpse.
     """
     cells = [[one_line(cell) for cell in row] for row in rows]
     if not is_terminal(sys.stdout):
         click.echo("\n".join(aligned([titles, *cells])))
         return
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    lines = aligned([titles, *cells])
-    if console.width < NARROW_COLUMNS and max(map(len, lines)) > console.width:
-        click.echo("\n\n".join(_record(titles, row) for row in cells))
+    room = shutil.get_terminal_size().columns
+    widths = _widths(titles, cells, room, set(folds), set(cuts))
+    if widths is None:
+        click.echo("\n\n".join(_record(titles, row, room) for row in cells))
         return
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in titles:
-        table.add_column(title, overflow="fold", justify="right" if title in right else "left")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    console.print(table)
+    glimpses = [
+        [one_line(c, w) if t in cuts else c for t, c, w in zip(titles, row, widths, strict=True)] for row in cells
+    ]
+    head, *others = (_drawn(row, widths, [title in right for title in titles]) for row in [titles, *glimpses])
+    click.echo("\n".join([click.style(head, bold=True), *others]))
 
 
-def _record(titles: Sequence[str], row: Sequence[str]) -> str:
-    return "\n".join(f"{title}: {cell}" for title, cell in zip(titles, row, strict=True))
+def _widths(
+    titles: Sequence[str], rows: Sequence[Sequence[str]], room: int, folds: set[str], cuts: set[str]
+) -> list[int] | None:
+    """Tell how wide each column may be; None: they do not fit."""
+    columns = list(zip(titles, *rows, strict=True))
+    needed, wanted = [], []
+    for title, *cells in columns:
+        word = max(_width(part.strip()) for part in _parts(title))
+        whole = max([word, *map(_width, cells)])
+        words = max([PROSE_COLUMNS_MIN, *(_width(part) for cell in cells for part in _parts(cell))])
+        least = {title in folds: words, title in cuts: PROSE_COLUMNS_MIN}.get(True, whole)
+        needed.append(min(least, whole))
+        wanted.append(max(whole, _width(title)))
+    spare = room - GAP * (len(titles) - 1) - sum(needed)
+    if spare < 0:
+        return None
+    for index, (least, most) in enumerate(zip(needed, wanted, strict=True)):
+        more = min(spare, most - least)
+        needed[index] += more
+        spare -= more
+    return needed
+
+
+def _drawn(row: Sequence[str], widths: Sequence[int], rights: Sequence[bool]) -> str:
+    """Draw a row, of as many lines as its highest cell has."""
+    columns = [_folded(cell, width) for cell, width in zip(row, widths, strict=True)]
+    return "\n".join(
+        (" " * GAP).join(map(_padded, cells, widths, rights)).rstrip()
+        for cells in itertools.zip_longest(*columns, fillvalue="")
+    )
+
+
+def _folded(text: str, width: int, *, more: int = 0) -> list[str]:
+    """Return lines that are no wider, folded between words where that can be; the first may be so much wider."""
+    lines = [""]
+    for word in _WORD.findall(text):
+        for part in [word] if _width(word.strip()) <= width else _pieces(word, width):
+            longer = lines[-1] + part
+            if _width(longer) <= width + more * (len(lines) == 1):
+                lines[-1] = longer
+            else:
+                lines.append(part.lstrip())
+    return lines
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    """Split a long word, best after the full stops and slashes of names."""
+    return [part[at : at + width] for part in _parts(word) for at in range(0, len(part), width)]
+
+
+def _parts(text: str) -> list[str]:
+    return _PART.findall(text)
+
+
+def _padded(text: str, width: int, right: bool) -> str:
+    space = " " * (width - _width(text))
+    return space + text if right else text + space
+
+
+def _width(text: str) -> int:
+    """Tell how many columns of a terminal it takes."""
+    return len(text) if text.isascii() else sum(1 + (unicodedata.east_asian_width(c) in "WF") for c in text)
+
+
+def _record(titles: Sequence[str], row: Sequence[str], room: int) -> str:
+    return "\n".join(_hanging(f"{title}: {cell}", room, "  ") for title, cell in zip(titles, row, strict=True))
 
 
 def one_line(text: str, characters_max: int | None = None) -> str:
@@ -85,25 +161,30 @@ def _flat(text: str) -> str:
     return " ".join(text.split())
 
 
-def show_lines(lines: Iterable[str], *, hang: int = 4) -> None:
+def show_lines(lines: Iterable[str], *, hang: int = 4, err: bool = False) -> None:
     """
     Print lines of text; on a terminal long ones are folded to its width, elsewhere nothing is.
 
-    What is to be copied, after `->`, is never folded by us: a command must come out of the terminal in one piece.
+    What is to be copied is never folded by us: a command must come out of the terminal in one piece. It stands after
+    `->`, or after a colon, or is SQL.
 
     Args:
         lines: Without line breaks.
         hang: Columns by which what is folded stands further right than its line.
+        err: To stderr.
     """
-    width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else 0
+    width = shutil.get_terminal_size().columns if is_terminal(sys.stderr if err else sys.stdout) else 0
     for text in lines:
         line = _printable(text)
-        if not width or len(line) <= width or line.lstrip().startswith("->"):
-            click.echo(line)
-            continue
-        indent = " " * (len(line) - len(line.lstrip()) + hang)
-        wrapped = textwrap.wrap(line, max(width, 20), subsequent_indent=indent, break_on_hyphens=False)
-        click.echo("\n".join(wrapped))
+        click.echo(line if not width or _TO_COPY.match(line) else _hanging(line, width, " " * hang), err=err)
+
+
+def _hanging(line: str, width: int, hang: str) -> str:
+    """Fold a line; what follows its first part stands further right."""
+    text = line.lstrip()
+    indent = line[: len(line) - len(text)]
+    room = max(width - len(indent + hang), PROSE_COLUMNS_MIN)
+    return indent + f"\n{indent}{hang}".join(_folded(text, room, more=len(hang))) if _width(line) > width else line
 
 
 def duration(seconds: float | None) -> str:

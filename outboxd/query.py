@@ -23,11 +23,13 @@ Value = str | int | uuid.UUID | Sequence[str | int | uuid.UUID] | None
 
 Filling = Union[str, Callable[[str], str], "Query"]
 
-_TIMED_OUT = "57014"
+_TIMED_OUT, _LOCKED = "57014", "55P03"
 _FOR_INDEX = ("enable_seqscan = off", "enable_bitmapscan = off")
 _AS_JSON = "SELECT row_to_json(answer)::text FROM (\n{}\n) AS answer"
 TIMEOUT_S = 15.0
 """How long one question may take."""
+LOCK_TIMEOUT_S = 3.0
+"""How long it waits for somebody who has locked a whole table."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,12 +105,15 @@ async def fetch_texts(
     Ask as `fetch` does, and return each row as the server's own JSON: numbers keep all of their digits.
 
     Raises:
-        StatementFailed: It took too long (sqlstate 57014), or the server refuses it.
+        StatementFailed: It took too long (sqlstate 57014), the table is locked (55P03), or the server refuses it.
         SchemaError, StoreUnavailable: As `session.translate` has them.
     """
     text, arguments = query.bound()
     limit_s = TIMEOUT_S if timeout_s is None else timeout_s
-    settings = f"SET LOCAL statement_timeout = {int(limit_s * 1000)}; SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
+    settings = (
+        f"SET LOCAL statement_timeout = {int(limit_s * 1000)}; SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)};"
+        " SET LOCAL TimeZone = 'UTC'; SET LOCAL jit = off"
+    )
     if query.by_index:
         settings += "".join(f"; SET LOCAL {setting}" for setting in _FOR_INDEX)
     try:
@@ -119,6 +124,8 @@ async def fetch_texts(
     except errors.StatementFailed as exc:
         if exc.sqlstate == _TIMED_OUT and not exc.hint:
             exc.hint = f"One question may take {limit_s:g} s. In psql, what --sql prints may take as long as you like."
+        if exc.sqlstate == _LOCKED and not exc.hint:
+            exc.hint = "Somebody has locked the table: `outboxd doctor` names who."
         raise
     return [row[0] for row in rows]
 

@@ -8,12 +8,12 @@ which somebody would have to mend things: a shard that is paused gains nothing f
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterable
 from typing import Literal
 
 import msgspec
 
+from outboxd.command_line import lifting, line
 from outboxd.display import counted, duration, moment
 from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction  # noqa: TC001  msgspec reads them
 from outboxd.sql import literal
@@ -64,20 +64,10 @@ class Case(msgspec.Struct, frozen=True):
     facts: Facts
     known: Known
 
-    @property
-    def outbox(self) -> str:
-        """What names the outbox in a command."""
-        return f" --outbox {shlex.quote(self.facts.outbox)}"
-
-    @property
-    def region(self) -> str:
-        """What names the region in a command, where there is one."""
-        return "" if self.facts.region is None else f" --region {shlex.quote(self.facts.region)}"
-
     def command(self, verb: str) -> str:
         """Write a command about this shard."""
-        shard = f"{shlex.quote(self.facts.scope)} {shlex.quote(self.facts.shard)}"
-        return f"outboxd {verb} {shard}{self.outbox}{self.region}"
+        facts = self.facts
+        return line(verb, facts.scope, facts.shard, outbox=facts.outbox, region=facts.region)
 
     def failing(self) -> list[Failure]:
         """Return the failures whose next try has not come."""
@@ -119,14 +109,21 @@ def _draining(case: Case) -> Iterable[Reason]:
 
 def _empty(case: Case) -> Iterable[Reason]:
     facts = case.facts
-    if facts.messages or facts.transactions:
+    if facts.messages:
         return
-    text = "no message waits in this shard: all is delivered, or was buried, or never committed"
-    details = [f"{len(facts.failures)} failed objects are still on record"] if facts.failures else []
-    yield Reason("empty", text, details, [f"outboxd dead-letters list{case.outbox}"])
+    end = "or is not committed yet" if facts.transactions else "or never committed"
+    text = f"no message waits in this shard: all is delivered, or was buried, {end}"
+    details = [f"{counted(len(facts.failures), 'failed object')} still on record"] if facts.failures else []
+    place = {"outbox": facts.outbox, "region": facts.region, "scope": facts.scope, "shard": facts.shard}
+    yield Reason("empty", text, details, [line("dead-letters list", **place)])
 
 
 def _uncommitted(case: Case) -> Iterable[Reason]:
+    """
+    Transactions whose messages cannot be seen yet.
+
+    Never the headline: of which shard such a message is, nobody can tell, and every other shard would have it, too.
+    """
     facts = case.facts
     open_ = [each for each in facts.transactions if not facts.messages or _is_old(facts, each)]
     if not open_:
@@ -134,18 +131,19 @@ def _uncommitted(case: Case) -> Iterable[Reason]:
     one = len(open_) == 1
     text = (
         f"{counted(len(open_), 'open transaction')} {'has' if one else 'have'} written to the table: what"
-        f" {'it' if one else 'they'} wrote cannot be seen before {'it commits' if one else 'they commit'}"
+        f" {'it' if one else 'they'} wrote, perhaps to this shard, cannot be seen before"
+        f" {'it commits' if one else 'they commit'}"
     )
     details = [_transaction(facts, each) for each in open_]
     if not facts.sees_activity:
         details.append("this role does not see what other roles do (it lacks pg_read_all_stats): ages may be missing")
-    remedy = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(open_)]
-    yield Reason("uncommitted", text if facts.messages else f"no message can be seen, but {text}", details, remedy,
-                 blocks=not facts.messages)  # fmt: skip
+    forgotten = [each for each in open_ if each.prepared is not None or _is_old(facts, each)]
+    end = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(forgotten)]
+    yield Reason("uncommitted", text, details, end if forgotten else ["Let it commit."], blocks=False)
 
 
 def _is_old(facts: Facts, each: Transaction) -> bool:
-    """Whether it is worth a word where messages can be seen: producers commit all the time."""
+    """Whether it may be forgotten; a young one is worth no word where messages are seen: producers commit always."""
     return each.since is None or -facts.seconds_until(each.since) >= OPEN_S_MAX
 
 
@@ -178,7 +176,7 @@ def _paused(case: Case) -> Iterable[Reason]:
     messages = sum(count.messages for count in facts.categories if count.category in off)
     part = "" if whole or blocks else f" ({_some(facts, messages)} of {_some(facts, facts.messages)})"
     details = [_switch(facts, switch) for switch in facts.switches]
-    commands = list(dict.fromkeys(_resume(switch) for switch in facts.switches))
+    commands = list(dict.fromkeys(_resume(facts, switch) for switch in facts.switches))
     yield Reason("paused", f"{_covered(facts, first)} is switched off{part}", details, commands, blocks=blocks)
 
 
@@ -199,10 +197,11 @@ def _switch(facts: Facts, switch: Switch) -> str:
     return f"{_covered(facts, switch)}: {what} by {switch.author or 'nobody named'}, {until}: {why}"
 
 
-def _resume(switch: Switch) -> str:
-    if switch.kind == "pause":
-        return f"outboxd resume {switch.pause}"
-    return f"Take it out of the list: outboxd options get {switch.option}"
+def _resume(facts: Facts, switch: Switch) -> str:
+    if switch.option is None:
+        return line("resume", switch.pause)
+    off = {"outbox": facts.outbox, "category": switch.category_name, "shard": facts.shard}[switch.covers]
+    return lifting(switch.option, switch.value, str(off))
 
 
 def _no_daemon(case: Case) -> Iterable[Reason]:
@@ -214,12 +213,20 @@ def _no_daemon(case: Case) -> Iterable[Reason]:
         + (f" at {_at(facts, each.died_at)}" if each.died_at else ", and nobody has noticed yet")
         for each in facts.daemons[:3]
     ]
-    remedy = [
-        "Start `outboxd`, or wait for the next `outboxd --once`; or drain this shard here:",
-        case.command("drain"),
-    ]
+    start = "Start `outboxd`, or wait for the next `outboxd --once`"
+    remedy = [f"{start}; or drain this shard here:", case.command("drain")] if _drains(case) else [f"{start}."]
     text = f"no daemon is running that drains outbox {facts.outbox}"
     yield Reason("no_daemon", text, details, remedy, blocks=facts.messages > 0)
+
+
+def _drains(case: Case) -> bool:
+    """Whether `outboxd drain` would deliver something now."""
+    hindrances = (_paused, _unknown_category, _no_receiver)
+    return (
+        case.facts.messages > 0
+        and not case.known.receivers_error
+        and not any(reason.blocks for rule in hindrances for reason in rule(case))
+    )
 
 
 def _unknown_category(case: Case) -> Iterable[Reason]:
@@ -310,7 +317,7 @@ def _about_failure(case: Case, failing: Failure) -> list[str]:
     return [
         "Mend the receiver, then have the shard tried at once; or give the message up:",
         case.command("retry"),
-        f"outboxd bury {failing.message_id} --reason WHY{case.outbox}",
+        line("bury", failing.message_id, reason="WHY", outbox=case.facts.outbox),
     ]
 
 
@@ -364,5 +371,5 @@ def _at(facts: Facts, time: str | None) -> str:
 
 Rule = Callable[[Case], Iterable[Reason]]
 RULES: tuple[Rule, ...] = (
-    _draining, _empty, _paused, _no_daemon, _uncommitted, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
+    _draining, _empty, _uncommitted, _paused, _no_daemon, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
 )  # fmt: skip

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-from outboxd import errors, inspection, option_keys, sql, suggest
-from outboxd.option_keys import canonical
+from outboxd import choose, errors, inspection, option_keys, sql, suggest
 from outboxd.query import Query, fetch
-from outboxd.switching import ROWS_READ_MAX, ROWS_SHOWN_MAX, By, Row, array, identifier_types, parsed, rows_of
+from outboxd.switching import ROWS_SHOWN_MAX, By, Row, array, identifier_types, parsed, rows_of
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.config import Config
 
-_STATEMENTS = sql.load("setting.sql")
+_STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("setting.sql").items()}
+_ONLY = _STATEMENTS["only"] + "\n"
 
 
-def options_query(config: Config, *, unset_too: bool, rows_max: int = ROWS_SHOWN_MAX) -> Query:
-    """Ask for the options that are set, or for all that are known as well."""
+def options_query(config: Config, *, unset_too: bool, rows_max: int = ROWS_SHOWN_MAX, only: str | None = None) -> Query:
+    """Ask for the options that are set, or for all that are known as well; or for *only* one of them."""
     known = [
         (
             sql.literal(key.name),
@@ -31,12 +31,21 @@ def options_query(config: Config, *, unset_too: bool, rows_max: int = ROWS_SHOWN
         )
         for key in option_keys.known(config).values()
     ]
+    which = "that are set, and those that could be" if unset_too else "that are set"
     return Query(
-        about="The options. One counts while its state is `in force`; `lifted`: it was unset for a while, and counts"
-        "\nagain from updated_at on. A problem says why a value, or a part of it, has no effect.",
+        about=f"The options {which}." if only is None else "One option, whether it is set or not.",
+        numbers=[
+            "It counts while its state is `in force`; `lifted`: it was unset for a while, and counts again from",
+            "updated_at on. A problem says why a value, or a part of it, has no effect.",
+        ],
         statement=_STATEMENTS["options"],
-        values={"rows_max": rows_max},
-        names={"schema": sql.quote(config.schema), "known": rows_of(known), "join": "FULL" if unset_too else "RIGHT"},
+        values={"rows_max": rows_max, "key": only},
+        names={
+            "schema": sql.quote(config.schema),
+            "known": rows_of(known),
+            "join": "FULL" if unset_too else "RIGHT",
+            "only": "" if only is None else Query(about="", statement=_ONLY, names={}, shard_columns={}),
+        },
         shard_columns={},
     )
 
@@ -48,11 +57,14 @@ async def find_option(connection: asyncpg.Connection, config: Config, name: str)
     Raises:
         UsageError: It is not set and not known: names the nearest.
     """
-    query = options_query(config, unset_too=True, rows_max=ROWS_READ_MAX)
-    for row in await fetch(connection, query, "reading options"):
-        if row["key"] == name:
-            return row
+    query = options_query(config, unset_too=True, only=choose.parse_text(name, "the key"))
+    for row in await fetch(connection, query, "reading an option"):
+        return row
     raise _unknown(config, name)
+
+
+Unset = Literal["not set", "unset", "lifted"]
+"""What came of it: there was nothing, it is gone for good, or it comes back."""
 
 
 async def set_option(connection: asyncpg.Connection, config: Config, name: str, text: str, by: By) -> str:
@@ -87,12 +99,9 @@ async def set_option(connection: asyncpg.Connection, config: Config, name: str, 
     return text
 
 
-async def unset_option(connection: asyncpg.Connection, config: Config, name: str, by: By) -> bool:
+async def unset_option(connection: asyncpg.Connection, config: Config, name: str, by: By) -> Unset:
     """
     Unset an option; with `by.expires`, for a while.
-
-    Returns:
-        Whether it was set.
 
     Raises:
         UsageError: It was not set and is not known: names the nearest.
@@ -100,20 +109,17 @@ async def unset_option(connection: asyncpg.Connection, config: Config, name: str
     with inspection.translated(f"unsetting option {name}"):
         if by.expires is None:
             found = await connection.fetchval(_render(config, "unset_option"), name)
-        else:
-            found = await connection.fetchval(_render(config, "lift_option"), name, by.expires)
-    if not found and name not in option_keys.known(config):
+            return _found(config, name, "unset" if found else "not set")
+        comes_back = await connection.fetchval(_render(config, "lift_option"), name, by.expires)
+    if comes_back is None:
+        return _found(config, name, "not set")
+    return "lifted" if comes_back else "unset"
+
+
+def _found(config: Config, name: str, how: Unset) -> Unset:
+    if how == "not set" and name not in option_keys.known(config):
         raise _unknown(config, name)
-    return bool(found)
-
-
-def without(config: Config, row: Row, value: list[Any]) -> list[Any] | None:
-    """Return what is left of an option's list without the entry that *row* stands for; None: nothing."""
-    key = option_keys.known(config)[row["option"]]
-    off = row["shard_identifier"] or row["outbox"]
-    if row["kind"] == "category":
-        off = next(name for name, category in config.categories.items() if category.value == row["category"])
-    return [item for item in value if key.read(json.dumps([item]))[0] != [canonical(off)]] or None
+    return how
 
 
 def _unknown(config: Config, name: str) -> errors.UsageError:

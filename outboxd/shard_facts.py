@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """A pause or an option that covers the shard, a category in it, or its outbox."""
+    """A pause or an option that covers the shard, a category in it, or its outbox; `value` is the option's list."""
 
     kind: Literal["pause", "option"]
     covers: Literal["outbox", "category", "shard"]
@@ -45,6 +45,7 @@ class Switch(msgspec.Struct, frozen=True):
     author: str | None
     since: str
     expires_at: str | None
+    value: list[Any] | None = None
 
 
 class Holder(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 from typing import TYPE_CHECKING, Any
 
+from outboxd.command_line import line
 from outboxd.display import counted, duration, moment
 from outboxd.findings import Finding
 from outboxd.sql import literal
@@ -128,7 +129,7 @@ def switches(rows: list[Row], options: list[Row]) -> list[Finding]:
             found.append(_switch({**option, **by}, ", ".join(what[:NAMED_MAX]) + more))
         if option["problem"] is not None and option["state"] == "in force":
             text = f"{option['problem']}: it, or a part of it, has no effect"
-            found.append(Finding("warning", f"option {option['key']}", text, f"outboxd options get {option['key']}"))
+            found.append(Finding("warning", f"option {option['key']}", text, line("options get", option["key"])))
     return found or [Finding("ok", "kill switches", "nothing is switched off")]
 
 
@@ -138,8 +139,8 @@ def _switch(row: Row, what: str) -> Finding:
     text = f"{what}, by {author} since {moment(row['since'])}, {until}: {row['reason'] or 'no reason was given'}"
     is_old = dt.datetime.fromisoformat(row["since"]) < dt.datetime.now(dt.UTC) - FORGOTTEN_AFTER
     forgotten = not row["reason"] or (is_old and not row["expires_at"])
-    command = f"resume {row['id']}" if row["option"] is None else f"options unset {row['option']}"
-    remedy = f"Ask {author} whether it must stay. To end it: outboxd {command}" if forgotten else ""
+    command = line("resume", row["id"]) if row["option"] is None else line("options unset", row["option"])
+    remedy = f"Ask {author} whether it must stay. To end it: {command}" if forgotten else ""
     return Finding("warning" if forgotten else "info", label(row), text, remedy)
 
 
@@ -168,7 +169,7 @@ def backoff(row: Row, outbox: OutboxConfig) -> list[Finding]:
     if failing == shards >= ALL_IN_BACKOFF_MIN:
         remedy = "Mend what they fail with, then: outboxd retry --all-stuck"
         return [Finding("error", subject, f"everything that waits is in backoff: {text}", remedy)]
-    return [Finding("warning", subject, text, f"outboxd shards --stuck --outbox {outbox.name}")]
+    return [Finding("warning", subject, text, line("shards --stuck", outbox=outbox.name))]
 
 
 def failures(rows: list[Row], outbox: OutboxConfig) -> list[Finding]:
@@ -176,7 +177,7 @@ def failures(rows: list[Row], outbox: OutboxConfig) -> list[Finding]:
     subject = f"outbox {outbox.name}"
     if not rows:
         return [Finding("ok", subject, "no receiver has failed and not succeeded since")]
-    return [_failure(row, subject, f"outboxd shards --stuck --outbox {outbox.name}") for row in rows]
+    return [_failure(row, subject, line("shards --stuck", outbox=outbox.name)) for row in rows]
 
 
 def _failure(row: Row, subject: str, remedy: str) -> Finding:
@@ -274,7 +275,7 @@ def lag(row: Row, outbox: OutboxConfig, slo_s: float) -> list[Finding]:
     if row["lag_s"] <= slo_s:
         return [Finding("ok", subject, text)]
     remedy = (
-        f"outboxd shards --outbox {outbox.name}\nRaise drain.concurrency, quicken receivers, or start another daemon."
+        f"{line('shards', outbox=outbox.name)}\nRaise drain.concurrency, quicken receivers, or start another daemon."
     )
     return [Finding("error", subject, text, remedy)]
 

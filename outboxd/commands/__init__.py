@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import errors, suggest
+from outboxd import display, errors, suggest
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -227,9 +227,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def report(exc: errors.OutboxdError) -> None:
     """Print an expected error, and what to do about it, on stderr."""
-    click.echo(f"error: {exc}", err=True)
+    display.show_lines(f"error: {exc}".splitlines(), err=True)
     if exc.hint:
-        click.echo(f"hint: {exc.hint}", err=True)
+        display.show_lines(f"hint: {exc.hint}".splitlines(), err=True)
 
 
 def _forget_stdout() -> None:

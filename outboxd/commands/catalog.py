@@ -95,7 +95,7 @@ def _text(document: dict[str, Rows]) -> Iterator[str]:
 def _details(kind: str, row: dict[str, Any]) -> list[str]:
     """Return what would make a table too wide; a line each, under the row."""
     if kind == "scopes":
-        return [f"switched off by option {row['disabled_shards_option']}"]
+        return [f"can be switched off by option {row['disabled_shards_option']}"]
     if kind == "categories":
         return [f"received by {name}" for name in row["receivers"]] or ["received by nobody"]
     if kind == "outboxes":

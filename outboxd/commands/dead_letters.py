@@ -268,7 +268,8 @@ def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
         return
     several = len({row["outbox"] for row in found}) > 1
     titles = ["id", "buried (UTC)", *(["outbox"] if several else []), "shard", "category", "object", "tries", "reason"]
-    display.show_table(titles, [_cells(row, several=several) for row in found], right=("id", "tries"))
+    cells = [_cells(row, several=several) for row in found]
+    display.show_table(titles, cells, right=("id", "tries"), folds=("reason",))
     if len(found) == limit:
         click.echo(f"the newest {limit}: --limit shows more", err=True)
 

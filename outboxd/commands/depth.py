@@ -35,11 +35,14 @@ def command(
     loaded = context.load()
     chosen = choose.choose_outbox(loaded.config, outbox, region, needs_region=False)
     number = choose.choose_category(loaded.config, category)
+    shared.note_unknown(loaded.config, category=number)
     query = diagnosis.depth(loaded.config, chosen, number, region=region)
     if as_sql:
         click.echo(query.for_psql(), nl=False)
         return
     rows, now = asyncio.run(_ask(loaded, query))
+    if not rows[0]["depth"]:
+        shared.note_elsewhere(loaded.config, chosen, outbox, region)
     if as_json:
         shared.echo_json(rows)
     else:

@@ -48,10 +48,13 @@ def command(
         shard,
         None if region is None else choose.parse_text(region, "--region"),
     )
+    shared.note_unknown(loaded.config, scope=asked.scope)
     if as_sql:
         click.echo(explain.ask(loaded.config, asked).for_psql(), nl=False)
         return
     answer = asyncio.run(_explain(loaded, asked))
+    if answer.reason == "empty":
+        shared.note_elsewhere(loaded.config, asked.outbox, outbox, region)
     if as_json:
         shared.echo_json(answer)
     else:

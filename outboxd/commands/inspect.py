@@ -47,6 +47,7 @@ def command(
     config = loaded.config
     chosen = choose.choose_outbox(config, outbox, region)
     number = choose.choose_scope(config, scope)
+    shared.note_unknown(config, scope=number)
     if as_sql:
         text = choose.parse_text(shard, "the shard identifier")
         query = diagnosis.messages_of_shard(config, chosen, number, text, region=region, limit=limit)
@@ -61,7 +62,10 @@ def command(
             return await fetch(connection, query, "looking at a shard"), await diagnosis.now(connection)
 
     rows, now = asyncio.run(ask())
+    if not rows:
+        shared.note_elsewhere(config, chosen, outbox, region)
     if as_json:
         shared.echo_json(rows)
     else:
-        diagnosis_display.show_messages(rows, now, of_object=False)
+        where = f"in shard {shard} of {scope}, outbox {chosen.name}"
+        diagnosis_display.show_messages(rows, now, where, of_object=False)

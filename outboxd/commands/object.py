@@ -48,6 +48,7 @@ def command(
     config = loaded.config
     chosen = choose.choose_outbox(config, outbox, region, needs_region=False)
     number = choose.choose_category(config, category)
+    shared.note_unknown(config, category=number)
     if as_sql:
         text = choose.parse_text(object_, "the object identifier")
         query = diagnosis.messages_of_object(config, chosen, number, text, limit=limit, region=region)
@@ -65,10 +66,12 @@ def command(
             return rows, await diagnosis.now(connection), is_partial
 
     rows, now, is_partial = asyncio.run(ask())
+    if not rows:
+        shared.note_elsewhere(config, chosen, outbox, region)
     if is_partial:
         looked_at = f"only the newest {diagnosis.BOUNDS.object_rows:,} messages were looked at"
         click.echo(f"note: {looked_at}; there may be older ones", err=True)
     if as_json:
         shared.echo_json(rows)
     else:
-        diagnosis_display.show_messages(rows, now, of_object=True)
+        diagnosis_display.show_messages(rows, now, f"there, in outbox {chosen.name}", of_object=True)

@@ -50,7 +50,7 @@ def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> 
     if as_json:
         shared.echo_json(rows)
     elif rows:
-        click.echo("\n".join(line for row in rows for line in _lines(row)))
+        display.show_lines(line for row in rows for line in _lines(row))
     else:
         click.echo("no option is set")
 
@@ -58,14 +58,21 @@ def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> 
 @command.command(name="get")
 @click.argument("key")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: value, state, who, why, and when.")
+@shared.with_sql
 @click.pass_obj
-def get(context: Context, *, key: str, as_json: bool) -> int:
+def get(context: Context, *, key: str, as_json: bool, as_sql: bool) -> int:
     """
     Print the value of KEY, as JSON.
 
     Exit code 1 when it is not set, or does not count (any more).
     """
-    row = asyncio.run(_find(context.load(), key))
+    shared.refuse_both(as_json=as_json, as_sql=as_sql)
+    loaded = context.load()
+    if as_sql:
+        text = choose.parse_text(key, "the key")
+        click.echo(setting.options_query(loaded.config, unset_too=True, only=text).for_psql(), nl=False)
+        return 0
+    row = asyncio.run(_find(loaded, key))
     if as_json:
         shared.echo_json(row)
     elif row["state"] != "not set":
@@ -106,14 +113,16 @@ def unset(context: Context, *, key: str, reason: str | None, expires: str | None
     """
     Unset KEY.
 
-    With --expires, for that long: the value comes back by itself. The --reason goes to the log, because there is no row
-    that it could stand in. Exit code 1 when it was not set.
+    With --expires, for that long: the value comes back by itself, unless it ends before. The --reason goes to the log,
+    because there is no row that it could stand in. Exit code 1 when it was not set.
     """
     by = shared.by(reason, expires)
-    if not asyncio.run(_unset(context.load(), key, by)):
+    done = asyncio.run(_unset(context.load(), key, by))
+    if done == "not set":
         click.echo(f"{key} is not set", err=True)
         return NOT_SET
-    click.echo(f"{key} is unset{f'; it comes back after {expires}' if expires else ''}")
+    again = f"; it comes back after {expires}" if done == "lifted" else "; it does not come back: it ends before that"
+    click.echo(f"{key} is unset{again if expires else ''}")
     if by.reason:
         _log.info("option.unset", key=key, reason=by.reason, author=by.author, expires=expires)
     return 0
@@ -157,6 +166,6 @@ async def _set(loaded: Loaded, key: str, text: str, by: By) -> tuple[Row, Row]:
         return await setting.find_option(connection, loaded.config, key), before
 
 
-async def _unset(loaded: Loaded, key: str, by: By) -> bool:
+async def _unset(loaded: Loaded, key: str, by: By) -> setting.Unset:
     async with access.opened(loaded, "operator", name="option") as connection:
         return await setting.unset_option(connection, loaded.config, key, by)

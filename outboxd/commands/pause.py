@@ -61,6 +61,7 @@ def command(
             hint="Name one of --scope with --shard, --category, --outbox, --backfill, --backfill-all; "
             "or --list what is off.",
         )
+    shared.note_unknown(loaded.config, scope=target.shard_scope, category=target.category)
     row = asyncio.run(_pause(loaded, target, shared.by(reason, expires, author)))
     if as_json:
         shared.echo_json([row])
@@ -77,12 +78,11 @@ def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
     if as_json:
         shared.echo_json(rows)
     elif rows:
-        display.show_table(
-            ("pause", "of", "since (UTC)", "until (UTC)", "by", "reason"), map(_cells, rows), right=("pause",)
-        )
+        titles = ("pause", "of", "since (UTC)", "until (UTC)", "by", "reason")
+        display.show_table(titles, map(_cells, rows), right=("pause",), folds=("reason",))
         notes = _notes(rows)
         if notes:
-            click.echo("\n" + "\n".join(notes))
+            display.show_lines(["", *notes])
     else:
         click.echo("nothing is switched off")
 

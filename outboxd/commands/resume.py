@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, acts, display, errors, log, setting, switching
+from outboxd import access, acts, command_line, errors, log, setting, switching
 from outboxd.commands import shared
 from outboxd.switching import Target
 
@@ -88,7 +86,7 @@ async def _resume(loaded: Loaded, target: Target | None, ids: Sequence[int], *, 
         held = [row for row in after if row["in_force"] and any(each.overlaps(row) for each in targets)]
         for row in held:
             click.echo(f"still off: {switching.subject(row)}, {switching.origin(row)}")
-        _complain(config, target, set(ids) - ended, ended, await _with_values(connection, config, held))
+        _complain(target, set(ids) - ended, ended, await _with_values(connection, config, held))
         if problems:
             raise problems[0]
 
@@ -122,8 +120,8 @@ async def _make_due(
         wanted = acts.Wanted(categories=categories, shard=shard, accepts=target.covers)
         retry = acts.Retry(connection, config, outboxes, wanted)
         await retry.run()
-        shards = display.counted(retry.shards, "shard")
-        click.echo(f"made due: {display.counted(retry.messages, 'message')} in {shards} that had failed")
+        done = f"{shared.made_due(retry.messages, retry.shards)} that had failed"
+        click.echo(done if retry.shards or retry.problems else "nothing had failed")
         shared.echo_problems(retry.problems)
         problems += retry.problems
     return problems
@@ -136,11 +134,9 @@ async def _with_values(connection: asyncpg.Connection, config: Config, held: Seq
     return [(row, values.get(row["option"])) for row in held]
 
 
-def _complain(
-    config: Config, target: Target | None, missing: set[int], ended: set[int], held: Sequence[tuple[Row, Any]]
-) -> None:
+def _complain(target: Target | None, missing: set[int], ended: set[int], held: Sequence[tuple[Row, Any]]) -> None:
     """Say what still holds and how to lift it; an error where what was asked for has not come about."""
-    hints = [_remedy(config, row, value) for row, value in held]
+    hints = [_remedy(row, value) for row, value in held]
     hint = "\n".join(dict.fromkeys(hints))
     if missing:
         numbers = ", ".join(map(str, sorted(missing)))
@@ -155,11 +151,8 @@ def _complain(
         click.echo(f"hint: {hint}", err=True)
 
 
-def _remedy(config: Config, row: Row, value: Any) -> str:
+def _remedy(row: Row, value: Any) -> str:
     if row["id"] is not None:
-        return f"End it: outboxd resume {row['id']}"
-    key = shlex.quote(row["option"])
-    left = setting.without(config, row, value)
-    if left is None:
-        return f"Unset the option: outboxd options unset {key}"
-    return f"Take it out of the option: outboxd options set {key} {shlex.quote(json.dumps(left, ensure_ascii=False))}"
+        return f"End it: {command_line.line('resume', row['id'])}"
+    entry = row["shard_identifier"] or row["what"]
+    return f"Take it out of the option: {command_line.lifting(row['option'], value, entry)}"

@@ -55,6 +55,7 @@ def command(
     loaded = context.load()
     config = loaded.config
     categories = None if category is None else [choose.choose_category(config, category)]
+    shared.note_unknown(config, category=None if categories is None else categories[0])
     if all_stuck:
         if scope is not None or region is not None:
             raise errors.UsageError("--all-stuck goes with --category and --outbox only")
@@ -62,7 +63,9 @@ def command(
     if scope is None or shard is None:
         raise errors.UsageError("which shard?", hint="Name SCOPE and SHARD, or --all-stuck.")
     chosen = choose.choose_outbox(config, outbox, region)
-    return asyncio.run(_retry_one(loaded, chosen, choose.choose_scope(config, scope), shard, region, categories))
+    number = choose.choose_scope(config, scope)
+    shared.note_unknown(config, scope=number)
+    return asyncio.run(_retry_one(loaded, chosen, number, shard, region, categories))
 
 
 async def _retry_one(
@@ -102,8 +105,7 @@ async def _retry_stuck(
         try:
             await retry.run(still_off.add)
         finally:  # also when interrupted: each page is committed
-            shards = display.counted(retry.shards, "shard")
-            done = f"made due: {display.counted(retry.messages, 'message')} in {shards}"
+            done = shared.made_due(retry.messages, retry.shards)
             click.echo(done if retry.shards or retry.problems else "no shard is in backoff")
             still_off.show()
         shared.echo_problems(retry.problems[1:])

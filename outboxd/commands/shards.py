@@ -29,7 +29,7 @@ STUCK = 20
     metavar="N",
     help=f"Shards at most. Default: {SHARDS}; {STUCK} with --stuck.",
 )
-@shared.with_outbox
+@shared.with_outboxes
 @shared.with_json
 @shared.with_sql
 @click.pass_obj
@@ -74,11 +74,13 @@ async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tu
     config = loaded.config
     async with access.opened(loaded, "reader", name="shards") as connection:
         rows = await fetch(connection, query, "looking at shards")
-        off = [row for row in await switching.switched_off(connection, config) if _is_shown(row, outboxes)]
+        tables = {model.table for model in config.model if model.outbox in {each.name for each in outboxes}}
+        off = [row for row in await switching.switched_off(connection, config) if _is_shown(row, outboxes, tables)]
         total = None if rows else await diagnosis.get_total_outbox_count(connection, config, outboxes=outboxes)
         return rows, off, await diagnosis.now(connection), total is not None and total.is_estimate
 
 
-def _is_shown(row: switching.Row, outboxes: list[OutboxConfig]) -> bool:
-    """Whether something is switched off now that concerns these outboxes."""
-    return row["in_force"] and row["kind"] != "backfill" and row["outbox"] in (None, *(each.name for each in outboxes))
+def _is_shown(row: switching.Row, outboxes: list[OutboxConfig], tables: set[str]) -> bool:
+    """Whether something is switched off now that concerns these outboxes, or the backfill of one of these tables."""
+    is_here = row["outbox"] in (None, *(each.name for each in outboxes)) and row["table_name"] in (None, *tables)
+    return bool(row["in_force"]) and is_here

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 import msgspec
 
-from outboxd import choose, errors
+from outboxd import choose, contract, display, errors
 from outboxd.switching import By, account
+
+if TYPE_CHECKING:
+    from outboxd.config import Config, OutboxConfig
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
@@ -22,6 +25,13 @@ def with_outbox(function: Decorated) -> Decorated:
     """Add --outbox and --region, as `outbox` and `region`; `choose.choose_outbox` says what they mean."""
     region = click.option("--region", metavar="NAME", help="Region, for an outbox that shards by region.")
     outbox = click.option("--outbox", metavar="NAME", help="Outbox; needed when more than one fits.")
+    return outbox(region(function))
+
+
+def with_outboxes(function: Decorated) -> Decorated:
+    """Add the same for a command that looks at every outbox; `choose.choose_outboxes` says what they mean."""
+    region = click.option("--region", metavar="NAME", help="Only this region.")
+    outbox = click.option("--outbox", metavar="NAME", help="Only this outbox.")
     return outbox(region(function))
 
 
@@ -64,6 +74,33 @@ def by(reason: str | None, expires: str | None, author: str | None = None) -> By
         reason=choose.parse_text(reason, "--reason") if reason else None,
         expires=None if expires is None else choose.parse_duration(expires, "--expires"),
     )
+
+
+def note_unknown(config: Config, *, scope: int | None = None, category: int | None = None) -> None:
+    """Say of a number that it stands for nothing here: it is taken, because rows may bear it."""
+    numbers = {
+        "scope": (scope, {name: each.value for name, each in config.scopes.items()}),
+        "category": (category, {name: each.value for name, each in config.categories.items()}),
+    }
+    for kind, (number, known) in numbers.items():
+        if number is not None and number not in known.values():
+            listed = ", ".join(f"{name} = {value}" for name, value in known.items()) or "none"
+            display.show_lines([f"note: the configuration has no {kind} {number} (it has: {listed})"], err=True)
+
+
+def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, region: str | None) -> None:
+    """Say where nobody has looked, when nothing was found in an outbox that was not named."""
+    others = [each.name for each in config.outboxes if each.name != looked_at.name and contract.has_region(each)]
+    if outbox is None and region is None and others:
+        have = "has" if len(others) == 1 else "have"
+        where = f"outbox {', '.join(others)} {have} regions: look there with --region NAME"
+        display.show_lines([f"note: only outbox {looked_at.name} was looked at; {where}"], err=True)
+
+
+def made_due(moved: int, shards: int) -> str:
+    """Say what `retry` and `resume --now` have done with so many shards."""
+    where = f"in {display.counted(shards, 'shard')}"
+    return f"made due: {display.counted(moved, 'message')} {where}" if moved else f"nothing was waiting {where}"
 
 
 def refuse_both(*, as_json: bool, as_sql: bool) -> None:

@@ -68,7 +68,8 @@ switches AS (
         s.reason,
         s.author,
         s.since,
-        s.expires_at
+        s.expires_at,
+        (SELECT o.value FROM {schema}.option AS o WHERE o.key = s.option) AS value
     FROM asked
     JOIN (
 {switches}

@@ -3,7 +3,7 @@
 -- A statement that a command prints as well (`--sql`) has `{value:...}` instead of parameters; see query.py.
 
 -- name: options
--- Every option that is set, or that could be.
+-- Every option that is set, and with {join} = FULL those that could be; {only} may pick one.
 -- returns          key, value (null: not set), state, problem (null: none), who, why, and when
 WITH known (key, expected, is_list, names, takes_numbers) AS (VALUES {known})
 SELECT
@@ -38,8 +38,12 @@ SELECT
     o.expires_at
 FROM known AS k
 {join} JOIN {schema}.option AS o ON o.key = k.key
-ORDER BY 1
+{only}ORDER BY 1
 LIMIT {value:rows_max}
+
+-- name: only
+-- What {only} is for one option.
+WHERE coalesce(o.key, k.key) = {value:key}
 
 -- name: set_option
 -- $1 text          key
@@ -66,7 +70,9 @@ DELETE FROM {schema}.option WHERE key = $1::text RETURNING true AS found
 -- Unset it for a while: it counts again when that is over.
 -- $1 text          key
 -- $2 interval      for how long
--- returns          whether there was one
+-- returns          whether it will: else it ends before that by itself; no row where there was none
 -- locks            the row, for a moment
 -- index            primary key
-UPDATE {schema}.option SET updated_at = now() + $2::interval WHERE key = $1::text RETURNING true AS found
+UPDATE {schema}.option SET updated_at = now() + $2::interval
+WHERE key = $1::text
+RETURNING coalesce(expires_at > updated_at, true) AS comes_back

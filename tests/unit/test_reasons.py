@@ -99,8 +99,12 @@ CASES = {
     "nothing there": (facts(due=0), ["empty"]),
     "nothing there, and paused": (facts(due=0, switches=[switch()]), ["empty", "paused"]),
     "nothing there, no daemon": (facts(due=0, daemons=[]), ["empty", "no_daemon"]),
-    "not committed": (facts(due=0, transactions=[transaction()]), ["uncommitted"]),
-    "not committed a moment ago": (facts(due=0, transactions=[transaction(since=NOW)]), ["uncommitted"]),
+    "not committed": (facts(due=0, transactions=[transaction()]), ["empty", "uncommitted"]),
+    "not committed a moment ago": (facts(due=0, transactions=[transaction(since=NOW)]), ["empty", "uncommitted"]),
+    "not committed, paused, no daemon": (
+        facts(due=0, transactions=[transaction()], switches=[switch()], daemons=[]),
+        ["empty", "uncommitted", "paused", "no_daemon"],
+    ),
     "producers commit while something waits": (facts(transactions=[transaction(since=NOW)]), ["due"]),
     "one forgot to commit while something waits": (facts(transactions=[transaction()]), ["due", "uncommitted"]),
     "due": (facts(), ["due"]),
@@ -208,12 +212,20 @@ class TestWords:
 
         assert "by nobody named, without end: no reason was given" in text
 
-    def test_an_option_is_named(self) -> None:
-        option = switch(kind="option", pause=None, option="outbox.disabled_shards.ORGANIZATION_SCOPE")
+    @pytest.mark.parametrize(
+        ("covers", "value", "command"),
+        [
+            ("shard", ["x y", 42.0, 43], "options set outbox.off '[\"x y\", 43]'"),
+            ("shard", ["42"], "options unset outbox.off"),
+            ("outbox", ["region", "control"], "options set outbox.off '[\"control\"]'"),
+            ("category", ["TEAM", "MEMBER"], "options set outbox.off '[\"TEAM\"]'"),
+        ],
+    )
+    def test_what_an_option_switches_off_is_taken_out_of_it(self, covers: str, value: list[Any], command: str) -> None:
+        category = MEMBER if covers == "category" else None
+        option = switch(covers, category, kind="option", pause=None, option="outbox.off", value=value)
 
-        assert "outboxd options get outbox.disabled_shards.ORGANIZATION_SCOPE" in said(
-            reasons(facts(switches=[option]), KNOWN)[0]
-        )
+        assert reasons(facts(switches=[option]), KNOWN)[0].remedy == [f"outboxd {command}"]
 
     def test_backoff_says_attempts_error_and_when_it_is_tried_next(self) -> None:
         text = said(reasons(facts(due=0, later=3, failures=[failure()]), KNOWN)[0])
@@ -223,8 +235,8 @@ class TestWords:
         )
         assert "shop.accept raised ValueError: no" in text
         assert "2 messages wait behind it" in text
-        assert "outboxd retry ORGANIZATION_SCOPE 42 --outbox region" in text
-        assert "outboxd bury 1 " in text
+        assert "outboxd retry --outbox region ORGANIZATION_SCOPE 42" in text
+        assert "outboxd bury --reason WHY --outbox region 1" in text
 
     def test_what_waits_behind_names_message_category_and_object(self) -> None:
         failing = failure(STRANGE, last_failed_at=NOW, message_id=17)
@@ -240,23 +252,34 @@ class TestWords:
         assert len(text) < 1_000
 
     def test_an_open_transaction_names_pid_application_and_age(self) -> None:
-        text = said(reasons(facts(due=0, transactions=[transaction()]), KNOWN)[0])
+        text = said(reasons(facts(due=0, transactions=[transaction()]), KNOWN)[1])
 
         assert "backend 55 (shop), role app, idle in transaction, open for 1 min" in text
         assert "SELECT pg_terminate_backend(55);" in text
 
     def test_a_transaction_that_may_not_be_seen_is_not_guessed_at(self) -> None:
         hidden = transaction(since=None, state=None)
-        text = said(reasons(facts(due=0, transactions=[hidden], sees_activity=False), KNOWN)[0])
+        text = said(reasons(facts(due=0, transactions=[hidden], sees_activity=False), KNOWN)[1])
 
         assert "age not visible" in text
         assert "pg_read_all_stats" in text
 
     def test_a_prepared_transaction_is_ended_by_its_name(self) -> None:
         prepared = transaction(pid=None, application_name=None, state=None, prepared="two-phase's")
-        text = said(reasons(facts(due=0, transactions=[prepared]), KNOWN)[0])
+        text = said(reasons(facts(due=0, transactions=[prepared]), KNOWN)[1])
 
         assert "ROLLBACK PREPARED 'two-phase''s';" in text
+
+    def test_nobody_is_told_to_end_a_transaction_that_is_young(self) -> None:
+        [empty, young] = reasons(facts(due=0, transactions=[transaction(since=NOW)]), KNOWN)
+
+        assert "is not committed yet" in empty.text
+        assert "pg_terminate_backend" not in said(young)
+
+    def test_of_an_empty_shard_the_dead_letters_are_looked_at(self) -> None:
+        [empty, _] = reasons(facts(due=0, shard="-5", transactions=[transaction()]), KNOWN)
+
+        assert empty.remedy == ["outboxd dead-letters list --outbox region --scope ORGANIZATION_SCOPE --shard=-5"]
 
     def test_a_bounded_count_says_at_least(self) -> None:
         text = said(reasons(facts(due=10_000, is_at_least=True), KNOWN)[0])
@@ -266,7 +289,40 @@ class TestWords:
     def test_commands_name_the_region_and_quote_what_the_shell_would_split(self) -> None:
         asked = facts(due=0, later=1, region="eu", shard="a b", failures=[failure()])
 
-        assert "outboxd retry ORGANIZATION_SCOPE 'a b' --outbox region --region eu" in said(reasons(asked, KNOWN)[0])
+        assert "outboxd retry --outbox region --region eu ORGANIZATION_SCOPE 'a b'" in said(reasons(asked, KNOWN)[0])
+
+    def test_an_identifier_that_begins_with_a_dash_is_no_option(self) -> None:
+        asked = facts(due=0, later=1, shard="-5", failures=[failure()])
+
+        assert "outboxd retry --outbox region -- ORGANIZATION_SCOPE -5" in said(reasons(asked, KNOWN)[0])
+
+
+DRAIN = "outboxd drain --outbox region ORGANIZATION_SCOPE 42"
+NO_RECEIVER = msgspec.structs.replace(KNOWN, categories={MEMBER: KnownCategory("MEMBER", is_received=False)})
+
+
+@pytest.mark.parametrize(
+    ("more", "known", "works"),
+    [
+        ({}, KNOWN, True),
+        ({"due": 0, "later": 1, "failures": [failure()]}, KNOWN, True),
+        ({"switches": [switch("category", TEAM)]}, KNOWN, True),
+        ({"due": 0}, KNOWN, False),
+        ({"switches": [switch()]}, KNOWN, False),
+        ({"switches": [switch("category", MEMBER)]}, KNOWN, False),
+        ({"category": STRANGE}, KNOWN, False),
+        ({}, NO_RECEIVER, False),
+        ({}, msgspec.structs.replace(KNOWN, receivers_error="does not import"), False),
+    ],
+    ids=["due", "in backoff", "in part off", "empty", "off", "all off", "unknown", "no receiver", "no receivers"],
+)
+def test_without_a_daemon_drain_is_given_where_it_would_deliver(
+    more: dict[str, Any], known: Known, works: bool
+) -> None:
+    found = reasons(facts(daemons=[], **more), known)
+    remedy = next(reason.remedy for reason in found if reason.code == "no_daemon")
+
+    assert [line for line in remedy if "outboxd drain" in line] == ([DRAIN] if works else [])
 
 
 @pytest.mark.parametrize(

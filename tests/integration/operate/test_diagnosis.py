@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 import outboxd
 from tests.drains import write
 from tests.processes import run
@@ -100,6 +102,56 @@ async def test_what_is_switched_off_is_shown_even_where_its_shard_is_not(trouble
     assert "over long ago" not in text
 
 
+async def test_a_paused_backfill_is_shown_as_well(trouble: Trouble) -> None:
+    trouble.file.write_text(
+        trouble.file.read_text() + '[[model]]\ntable = "member"\noutbox = "region"\ncategory = "MEMBER"\n'
+        'shard_identifier = "organization_id"\n'
+    )
+    for arguments in (["--backfill", "member"], ["--backfill-all"]):
+        assert (await run("pause", *arguments, config=trouble.file)).returncode == 0
+
+    everything, region, control = [
+        (await shown(trouble, "shards", *arguments)).partition("switched off now:\n")[2]
+        for arguments in ([], ["--outbox", "region"], ["--outbox", "control"])
+    ]
+
+    assert "backfill of member, pause 5" in everything
+    assert "backfill of every table, pause 6" in everything
+    assert "backfill of member" in region
+    assert "backfill of member" not in control
+
+
+@pytest.mark.parametrize(
+    ("arguments", "other"),
+    [(["inspect", "1", "21"], True), (["object", "6", "231"], True), (["explain", "1", "21"], True),
+     (["depth", "6"], True), (["inspect", "1", "21", "--outbox", "region"], False),
+     (["inspect", "1", "24", "--region", "eu"], False), (["inspect", "0", "1"], False)],
+)  # fmt: skip
+async def test_where_nothing_is_found_the_outbox_with_regions_is_named(
+    trouble: Trouble, arguments: list[str], other: bool
+) -> None:
+    done = await run(*arguments, config=trouble.file)
+
+    note = "note: only outbox region was looked at; outbox control has regions: look there with --region NAME\n"
+    assert (done.returncode, done.stderr) == (0, note if other else "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "unknown"),
+    [(["inspect", "9", "1"], "scope 9"), (["explain", "9", "1"], "scope 9"), (["retry", "9", "1"], "scope 9"),
+     (["pause", "--scope", "9", "--shard", "1"], "scope 9"), (["pause", "--category", "999"], "category 999"),
+     (["depth", "999"], "category 999"), (["object", "999", "91"], "category 999"),
+     (["retry", "0", "9", "--category", "999"], "category 999")],
+)  # fmt: skip
+async def test_a_number_that_stands_for_nothing_is_taken_and_that_is_said(
+    trouble: Trouble, arguments: list[str], unknown: str
+) -> None:
+    done = await run(*arguments, config=trouble.file)
+
+    assert done.stderr.startswith(f"note: the configuration has no {unknown} (it has: ")
+    assert done.returncode == (1 if arguments == ["retry", "9", "1"] else 0)
+
+
 async def test_every_way_to_switch_something_off_is_seen(trouble: Trouble) -> None:
     connection = trouble.connection
     await connection.execute(
@@ -138,8 +190,8 @@ async def test_stuck_shards_are_those_that_have_failed(trouble: Trouble) -> None
     assert failing["next_attempt"] > failing["newest"] >= failing["oldest"]
     assert found[ORGANIZATION, UNKNOWN, None]["category_name"] == "999"
     titles, row = text.splitlines()[:2]
-    assert titles.split() == ["shard", "region", "category", "depth", "next", "attempt", "oldest", "newest", "attempts"]
-    assert row.split()[:5] == ["USER_SCOPE", "21", "eu", "PROFILE", "2"]
+    assert titles.split() == ["shard", "category", "depth", "next", "try", "oldest", "newest", "tries"]
+    assert row.split()[:6] == ["USER_SCOPE", "21", "in", "eu", "PROFILE", "2"]
     assert "USER_SCOPE 21 in eu, object 231: tests.trouble_receivers.replicate raised ConnectionError" in text
 
 
@@ -215,9 +267,17 @@ async def test_nothing_is_said_in_words(trouble: Trouble) -> None:
 
     assert await shown(trouble, "shards") == "no message waits there\n"
     assert await shown(trouble, "shards", "--stuck") == "no shard is in backoff\n"
-    assert await shown(trouble, "inspect", "0", "1") == "no message waits there\n"
-    assert await shown(trouble, "object", "1", "1") == "no message waits there\n"
-    assert (await shown(trouble, "depth", "1")).splitlines()[1].split() == ["MEMBER", "region", "0", "0", "-", "-"]
+    region = ("--outbox", "region")
+    assert await shown(trouble, "inspect", "0", "1", *region) == "no message waits in shard 1 of 0, outbox region\n"
+    assert await shown(trouble, "object", "1", "1", *region) == "no message waits there, in outbox region\n"
+    assert (await shown(trouble, "depth", "1", *region)).splitlines()[1].split() == [
+        "MEMBER",
+        "region",
+        "0",
+        "0",
+        "-",
+        "-",
+    ]
     assert await told(trouble, "shards") == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,8 @@ async def test_every_shard_of_the_trouble_says_its_reason(watched: Trouble) -> N
         FUTURE: ["not_due"],
         UNKNOWN: ["unknown_category", "backoff"],
         UNHANDLED: ["no_receiver", "backoff"],
-        BURIED: ["uncommitted"],  # the open transaction's messages might be of any shard
-        INVISIBLE: ["uncommitted"],
+        BURIED: ["empty"],
+        INVISIBLE: ["empty"],  # of which shard the open transaction's message is, nobody can tell
     }
 
     found = {shard: codes(await answer(watched, "ORGANIZATION_SCOPE", shard)) for shard in expected}
@@ -101,7 +102,7 @@ async def test_a_failing_shard_tells_its_error_and_what_waits_behind(watched: Tr
     assert done.stdout_lines[0].startswith("in backoff after 3 attempts: MEMBER object 31 fails; next try ")
     assert "replica.example answers 503 for object 31" in done.stdout
     assert "11 messages wait behind it" in done.stdout
-    assert f"-> outboxd retry ORGANIZATION_SCOPE {FAILING} --outbox region" in done.stdout
+    assert f"-> outboxd retry --outbox region ORGANIZATION_SCOPE {FAILING}" in done.stdout
     assert done.stdout_lines[-1] == f"shard {FAILING} of ORGANIZATION_SCOPE, outbox region: 12 messages, 0 due"
 
 
@@ -124,9 +125,39 @@ async def test_a_pause_is_told_with_who_why_and_until_when(watched: Trouble) -> 
 async def test_an_uncommitted_message_names_the_transaction(watched: Trouble) -> None:
     document = await explained(watched, 0, INVISIBLE)
 
-    assert document["reason"] == "uncommitted"
+    assert document["headline"].endswith("or is not committed yet")
     assert [each["pid"] for each in document["facts"]["transactions"]] == [watched.blocker]
-    assert f"backend {watched.blocker} " in document["reasons"][0]["details"][0]
+    assert document["reasons"][1]["code"] == "uncommitted"
+    assert f"backend {watched.blocker} " in document["reasons"][1]["details"][0]
+
+
+async def test_an_open_transaction_does_not_hide_the_way_to_the_dead_letters(watched: Trouble) -> None:
+    done = await run("explain", "0", str(BURIED), config=watched.file)
+    command = next(line for line in done.stdout_lines if "-> outboxd dead-letters" in line).split("-> outboxd ")[1]
+
+    letters = await run(*shlex.split(command), "--json", config=watched.file)
+
+    assert [row["shard_identifier"] for row in json.loads(letters.stdout)] == [str(BURIED)] * 2
+
+
+async def test_what_an_option_switches_off_can_be_copied_to_switch_it_on(watched: Trouble) -> None:
+    await watched.connection.execute("UPDATE outboxd.option SET value = '[5, 6]' WHERE key LIKE '%ORGANIZATION_SCOPE'")
+    [reason] = (await answer(watched, "ORGANIZATION_SCOPE", SWITCHED_OFF)).reasons
+
+    done = await run(*shlex.split(reason.remedy[0])[1:], config=watched.file)
+
+    assert done.returncode == 0, done.stderr
+    assert (await answer(watched, "ORGANIZATION_SCOPE", SWITCHED_OFF)).reasons[0].code == "due"
+    assert (await answer(watched, "ORGANIZATION_SCOPE", PAUSED)).reasons[0].details[-1].startswith("the shard: option")
+
+
+async def test_a_shard_that_begins_with_a_dash_can_be_acted_on_by_what_is_printed(watched: Trouble) -> None:
+    await write(watched.connection, shard=-5, due_in_s=3_600)
+    [reason] = (await answer(watched, "ORGANIZATION_SCOPE", -5)).reasons
+
+    done = await run(*shlex.split(reason.remedy[-1])[1:], config=watched.file)
+
+    assert (done.returncode, done.stdout[:20]) == (0, "made due: 1 message "), done.stderr
 
 
 async def test_a_prepared_transaction_hides_messages_too(tmp_path: Path) -> None:
@@ -140,7 +171,7 @@ async def test_a_prepared_transaction_hides_messages_too(tmp_path: Path) -> None
         await write(other, shard=500)
         await other.execute("PREPARE TRANSACTION 'forgotten'")
 
-        [reason, *_] = (await answer(trouble, "ORGANIZATION_SCOPE", 500)).reasons
+        [_, reason, *_] = (await answer(trouble, "ORGANIZATION_SCOPE", 500)).reasons
 
         assert any(detail.startswith("prepared transaction forgotten, open for") for detail in reason.details)
         assert "ROLLBACK PREPARED 'forgotten';" in reason.remedy
@@ -270,7 +301,7 @@ class TestPrivileges:
         async with reading_role(trouble.connection, trouble.dsn, "outbox", "control_outbox") as dsn:
             document = await explained(trouble, 0, INVISIBLE, env={"OUTBOX_DSN": dsn})
 
-        details = document["reasons"][0]["details"]
+        details = document["reasons"][1]["details"]
         assert "age not visible" in details[0]
         assert "pg_read_all_stats" in details[1]
 

@@ -101,6 +101,34 @@ async def test_psql_returns_what_the_command_shows(
     assert await here.in_psql(*arguments) == await here.json(*arguments)
 
 
+@pytest.mark.parametrize("key", [SHARDS, CATEGORIES])
+async def test_psql_returns_the_one_option_that_get_shows(here: Here, key: str) -> None:
+    await here.run("options", "set", SHARDS, '[1, "2"]', "--reason", "it's broken")
+    await here.run("options", "set", OUTBOXES, "[]")
+    code = 0 if key == SHARDS else 1
+
+    assert await here.in_psql("options", "get", key) == [await here.json("options", "get", key, code=code)]
+    assert "exclude each other" in await here.refused("options", "get", key, "--json", "--sql")
+
+
+async def test_what_could_be_set_is_spoken_of_only_where_it_is_shown(here: Here) -> None:
+    headers = [(await here.run("options", "list", *more, "--sql")).stdout_lines[0] for more in ([], ["--all"])]
+
+    assert headers == ["-- The options that are set.", "-- The options that are set, and those that could be."]
+    assert "could be" not in (await here.run("options", "list", "--sql")).stdout
+
+
+async def test_an_option_that_ends_before_it_would_come_back_does_not_come_back(here: Here) -> None:
+    await here.run("options", "set", SHARDS, "[1]", "--expires", "90s")
+    await here.run("options", "set", OUTBOXES, "[]", "--expires", "2h")
+
+    sooner = await here.run("options", "unset", SHARDS, "--expires", "1h")
+    later = await here.run("options", "unset", OUTBOXES, "--expires", "1h")
+
+    assert sooner.stdout == f"{SHARDS} is unset; it does not come back: it ends before that\n"
+    assert later.stdout == f"{OUTBOXES} is unset; it comes back after 1h\n"
+
+
 LISTS = ['["TEAM"]', "[]", '["region"]', '["x"]', "[1]", "[1.0]", "[1.5]", "[null]", "[[1]]", "[true]", "[1e400]"]
 OTHERS = ['["TEAM", 1]', "{}", "null", '"1"', "0", "3", "-1", "1.5", "true", "1e2"]
 

@@ -26,6 +26,7 @@ from tests.drains import (
     write_many,
 )
 from tests.integration.drain.test_statements import outbox_of, problems
+from tests.processes import run
 
 if TYPE_CHECKING:
     import asyncpg
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
     from outboxd.model import ShardKey
     from tests.integration.operate.switched import Here
+    from tests.trouble import Trouble
 
 SHARD = ("--scope", "0", "--shard", "1")
 KEY = uuid.UUID("0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11")
@@ -382,6 +384,14 @@ async def test_all_stuck_shards_are_moved_only_after_a_yes(
     assert "Make 5 shards in backoff due now? [y/N]" in error
     assert "nobody is there to answer" in error
     assert await due(connection) == []
+
+
+async def test_what_is_due_already_is_not_made_due(trouble: Trouble) -> None:
+    await trouble.connection.execute("UPDATE control_outbox SET scheduled_for = now()")
+
+    done = await run("retry", "--all-stuck", "--outbox", "control", "--yes", config=trouble.file)
+
+    assert (done.returncode, done.stdout) == (0, "nothing was waiting in 1 shard\n")
 
 
 async def test_what_is_still_off_is_named(here: Here, database: str, connection: asyncpg.Connection) -> None:

@@ -29,6 +29,7 @@ SWITCHED = {
     "switched_off": switching.switches(CONFIG),
     "switched_off_list": switching.switched_off_query(CONFIG),
     "options": setting.options_query(CONFIG, unset_too=True),
+    "only": setting.options_query(CONFIG, unset_too=True, only="it's"),
 }
 LETTERS = {"list", "show", "count", "revive", "purge"}
 """Asked with a selection; `purge_expired` has none."""

@@ -1,0 +1,42 @@
+"""Command lines that are printed to be copied: whatever an identifier holds, the shell and we read it as it is."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from outboxd.option_keys import canonical
+
+
+def line(verb: str, *arguments: object, **options: str | None) -> str:
+    """
+    Write a command line.
+
+    Args:
+        verb: As it is typed; may have flags.
+        arguments: Behind the options, and behind `--` where one begins with a dash.
+        options: By name, each with its value; None: left out.
+    """
+    words = [f"outboxd {verb}", *(_option(name, value) for name, value in options.items() if value is not None)]
+    texts = [str(argument) for argument in arguments]
+    if any(text.startswith("-") for text in texts):
+        words.append("--")
+    return " ".join([*words, *map(shlex.quote, texts)])
+
+
+def lifting(key: str, value: Any, off: str) -> str:
+    """
+    Write the command that takes one entry out of an option's list; out of a list of one, the option is unset.
+
+    Args:
+        key: Of the option.
+        value: Its list; None: it is gone meanwhile.
+        off: The entry: an identifier in any spelling, or a name.
+    """
+    left = [item for item in value or () if canonical(item) != canonical(off)]
+    return line("options set", key, json.dumps(left, ensure_ascii=False)) if left else line("options unset", key)
+
+
+def _option(name: str, value: str) -> str:
+    return f"--{name.replace('_', '-')}{'=' if value.startswith('-') else ' '}{shlex.quote(value)}"
