@@ -84,7 +84,7 @@ def list_(context: Context, /, *, limit: int, as_json: bool, as_sql: bool, **opt
     loaded = context.load()
     asked = dead_letters.list_query(loaded.config, _selection(loaded.config, options), limit)
     if as_sql:
-        click.echo(asked.for_psql(), nl=False)
+        shared.echo_sql(asked.for_psql())
         return
     found = asyncio.run(_fetch(loaded, asked))
     if as_json:
@@ -104,7 +104,7 @@ def show(context: Context, /, *, letter: int, as_json: bool, as_sql: bool) -> No
     loaded = context.load()
     asked = dead_letters.show_query(loaded.config, letter)
     if as_sql:
-        click.echo(asked.for_psql(), nl=False)
+        shared.echo_sql(asked.for_psql())
         return
     text = asyncio.run(_fetch_text(loaded, asked))
     if text is None:

@@ -38,7 +38,7 @@ def command(
     shared.note_unknown(loaded.config, category=number)
     query = diagnosis.depth(loaded.config, chosen, number, region=region)
     if as_sql:
-        click.echo(query.for_psql(), nl=False)
+        shared.echo_sql(query.for_psql())
         return
     rows, now = asyncio.run(_ask(loaded, query))
     if not rows[0]["depth"]:

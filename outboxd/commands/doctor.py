@@ -31,7 +31,7 @@ def command(context: Context, /, *, as_json: bool, as_sql: bool) -> int:
     if as_sql:
         config = context.load().config
         config.require_outboxes()
-        click.echo("\n".join(question.for_psql() for _, _, question in doctor.questions(config)), nl=False)
+        shared.echo_sql("\n".join(question.for_psql() for _, _, question in doctor.questions(config)))
         return 0
     report = asyncio.run(doctor.examine(context.load))
     if as_json:

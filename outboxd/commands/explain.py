@@ -50,7 +50,7 @@ def command(
     )
     shared.note_unknown(loaded.config, scope=asked.scope)
     if as_sql:
-        click.echo(explain.ask(loaded.config, asked).for_psql(), nl=False)
+        shared.echo_sql(explain.ask(loaded.config, asked).for_psql())
         return
     answer = asyncio.run(_explain(loaded, asked))
     if answer.reason == "empty":

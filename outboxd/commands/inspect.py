@@ -51,7 +51,7 @@ def command(
     if as_sql:
         text = choose.parse_text(shard, "the shard identifier")
         query = diagnosis.messages_of_shard(config, chosen, number, text, region=region, limit=limit)
-        click.echo(query.for_psql(), nl=False)
+        shared.echo_sql(query.for_psql())
         return
 
     async def ask() -> tuple[list[Any], str]:

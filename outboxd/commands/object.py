@@ -52,7 +52,7 @@ def command(
     if as_sql:
         text = choose.parse_text(object_, "the object identifier")
         query = diagnosis.messages_of_object(config, chosen, number, text, limit=limit, region=region)
-        click.echo(query.for_psql(), nl=False)
+        shared.echo_sql(query.for_psql())
         return
 
     async def ask() -> tuple[list[Any], str, bool]:

@@ -44,7 +44,7 @@ def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> 
     loaded = context.load()
     asked = setting.options_query(loaded.config, unset_too=unset_too)
     if as_sql:
-        click.echo(asked.for_psql(), nl=False)
+        shared.echo_sql(asked.for_psql())
         return
     rows = asyncio.run(_list(loaded, asked))
     if as_json:
@@ -70,7 +70,7 @@ def get(context: Context, *, key: str, as_json: bool, as_sql: bool) -> int:
     loaded = context.load()
     if as_sql:
         text = choose.parse_text(key, "the key")
-        click.echo(setting.options_query(loaded.config, unset_too=True, only=text).for_psql(), nl=False)
+        shared.echo_sql(setting.options_query(loaded.config, unset_too=True, only=text).for_psql())
         return 0
     row = asyncio.run(_find(loaded, key))
     if as_json:

@@ -72,7 +72,7 @@ def command(
 def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
     asked = switching.switched_off_query(loaded.config)
     if as_sql:
-        click.echo(asked.for_psql(), nl=False)
+        shared.echo_sql(asked.for_psql())
         return
     rows = asyncio.run(_read(loaded, asked))
     if as_json:

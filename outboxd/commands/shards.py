@@ -56,7 +56,7 @@ def command(
     ask = diagnosis.stuck if stuck else diagnosis.shards
     query = ask(loaded.config, outboxes, limit=limit or (STUCK if stuck else SHARDS), region=region)
     if as_sql:
-        click.echo(query.for_psql(), nl=False)
+        shared.echo_sql(query.for_psql())
         return
     rows, off, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
     if is_partial and not stuck:
