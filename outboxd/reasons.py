@@ -137,13 +137,12 @@ def _uncommitted(case: Case) -> Iterable[Reason]:
     details = [_transaction(facts, each) for each in open_]
     if not facts.sees_activity:
         details.append("this role does not see what other roles do (it lacks pg_read_all_stats): ages may be missing")
-    forgotten = [each for each in open_ if each.prepared is not None or _is_old(facts, each)]
-    end = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(forgotten)]
-    yield Reason("uncommitted", text, details, end if forgotten else ["Let it commit."], blocks=False)
+    remedy = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(open_)]
+    yield Reason("uncommitted", text, details, remedy, blocks=False)
 
 
 def _is_old(facts: Facts, each: Transaction) -> bool:
-    """Whether it may be forgotten; a young one is worth no word where messages are seen: producers commit always."""
+    """Whether it is worth a word where messages can be seen: producers commit all the time."""
     return each.since is None or -facts.seconds_until(each.since) >= OPEN_S_MAX
 
 

@@ -70,14 +70,26 @@ def in_text(path: Path) -> Iterator[Line]:
 
 
 def in_code(path: Path) -> Iterator[Line]:
-    """Those in texts of a module: hints and remedies."""
+    """Those in texts of a module, and those that it has `command_line` write: hints and remedies."""
     tree = ast.parse(path.read_text("utf-8"))
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        yield from (Line(text, f"{path.name}:{call.lineno}") for text in _written(call))
     apart = {id(part) for node in ast.walk(tree) for part in _parts(node)}
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr | ast.Constant) and id(node) not in apart:
             text = _text_of(node)
             place = f"{path.name}:{node.lineno}"
             yield from (Line(found, place) for found in _SPAN.findall(text) + _BARE.findall(text))
+
+
+def _written(call: ast.Call) -> Iterator[str]:
+    """Yield what a call of `line(verb, *arguments, **options)` writes, with placeholders for what it is given."""
+    name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    if name not in ("line", "command") or not call.args or not isinstance(call.args[0], ast.Constant):
+        return
+    options = [f"--{each.arg.replace('_', '-')} {PLACEHOLDER}" for each in call.keywords if each.arg]
+    arguments = [PLACEHOLDER] * (len(call.args) - 1)
+    yield " ".join(["outboxd", str(call.args[0].value), *options, *arguments])
 
 
 def _parts(node: ast.AST) -> list[ast.expr]:

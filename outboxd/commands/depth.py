@@ -41,12 +41,12 @@ def command(
         shared.echo_sql(query.for_psql())
         return
     rows, now = asyncio.run(_ask(loaded, query))
-    if not rows[0]["depth"]:
-        shared.note_elsewhere(loaded.config, chosen, outbox, region)
     if as_json:
         shared.echo_json(rows)
     else:
         diagnosis_display.show_depth(rows[0], now)
+    if not rows[0]["depth"]:
+        shared.note_elsewhere(loaded.config, chosen, outbox, region)
 
 
 async def _ask(loaded: Loaded, query: Query) -> tuple[list[Any], str]:

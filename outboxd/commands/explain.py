@@ -53,12 +53,12 @@ def command(
         shared.echo_sql(explain.ask(loaded.config, asked).for_psql())
         return
     answer = asyncio.run(_explain(loaded, asked))
-    if answer.reason == "empty":
-        shared.note_elsewhere(loaded.config, asked.outbox, outbox, region)
     if as_json:
         shared.echo_json(answer)
     else:
         display.show_lines(explain.lines(answer))
+    if answer.reason == "empty":
+        shared.note_elsewhere(loaded.config, asked.outbox, outbox, region)
 
 
 async def _explain(loaded: Loaded, asked: Asked) -> Answer:

@@ -62,10 +62,10 @@ def command(
             return await fetch(connection, query, "looking at a shard"), await diagnosis.now(connection)
 
     rows, now = asyncio.run(ask())
-    if not rows:
-        shared.note_elsewhere(config, chosen, outbox, region)
     if as_json:
         shared.echo_json(rows)
     else:
         where = f"in shard {shard} of {scope}, outbox {chosen.name}"
         diagnosis_display.show_messages(rows, now, where, of_object=False)
+    if not rows:
+        shared.note_elsewhere(config, chosen, outbox, region)

@@ -66,8 +66,6 @@ def command(
             return rows, await diagnosis.now(connection), is_partial
 
     rows, now, is_partial = asyncio.run(ask())
-    if not rows:
-        shared.note_elsewhere(config, chosen, outbox, region)
     if is_partial:
         looked_at = f"only the newest {diagnosis.BOUNDS.object_rows:,} messages were looked at"
         click.echo(f"note: {looked_at}; there may be older ones", err=True)
@@ -75,3 +73,5 @@ def command(
         shared.echo_json(rows)
     else:
         diagnosis_display.show_messages(rows, now, f"there, in outbox {chosen.name}", of_object=True)
+    if not rows:
+        shared.note_elsewhere(config, chosen, outbox, region)

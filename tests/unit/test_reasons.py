@@ -270,15 +270,10 @@ class TestWords:
 
         assert "ROLLBACK PREPARED 'two-phase''s';" in text
 
-    def test_nobody_is_told_to_end_a_transaction_that_is_young(self) -> None:
-        [empty, young] = reasons(facts(due=0, transactions=[transaction(since=NOW)]), KNOWN)
-
-        assert "is not committed yet" in empty.text
-        assert "pg_terminate_backend" not in said(young)
-
     def test_of_an_empty_shard_the_dead_letters_are_looked_at(self) -> None:
         [empty, _] = reasons(facts(due=0, shard="-5", transactions=[transaction()]), KNOWN)
 
+        assert empty.text.endswith("or is not committed yet")
         assert empty.remedy == ["outboxd dead-letters list --outbox region --scope ORGANIZATION_SCOPE --shard=-5"]
 
     def test_a_bounded_count_says_at_least(self) -> None:
