@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import contract, sql
-from outboxd.model import ALWAYS, Candidate, Instant, KnownFailure, ShardKey
+from outboxd.model import ALWAYS, DIED_ERROR, Candidate, Instant, KnownFailure, ShardKey
 from outboxd.session import Session
 
 if TYPE_CHECKING:
@@ -338,6 +338,7 @@ def renderer_of(table: Table, schema: str, **names: str) -> sql.Renderer:
             "table": table.name,
             "regclass": f"{sql.literal(table.name)}::regclass",
             "schema": sql.quote(schema),
+            "died": sql.literal(DIED_ERROR),
             "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
