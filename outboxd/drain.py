@@ -22,9 +22,9 @@ import structlog
 from outboxd import errors
 from outboxd.deliver import is_being_ended, take_back_cancellation
 from outboxd.meter import SLICE_S
-from outboxd.model import Buried, Failed, Message, Outcome, ShardKey, Untried
+from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Untried
 from outboxd.options import NOTHING_OFF
-from outboxd.settle import DIED_ERROR, Ending
+from outboxd.settle import Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from outboxd.deliver import Delivery
     from outboxd.live import Live
-    from outboxd.options import Switches
     from outboxd.outbox import Outbox
     from outboxd.registry import Category
     from outboxd.settle import Settler
@@ -245,37 +244,51 @@ class Drain:
                 failed_objects.add(group.subject)
 
     async def _drain_prepared(self, lane: Lane, turn: Turn) -> None:
-        """Count a failure first, then deliver one group: if it kills us, it has pushed itself back (I9)."""
-        turn.unfinished = True
-        if self._must_end(lane, turn):
-            return
-        off = self._live.switches.categories
-        group = next((g for g in turn.groups if g.newest[CATEGORY] not in off), None)
-        if group is None:
-            return
-        # Suspects go one at a time: those that were only beside the killer would otherwise be tried, and die, with it
-        # again and again.
-        suspect = group.known is not None and group.known.last_error == DIED_ERROR
-        if suspect and self._suspects.locked():
-            turn.postponed = True
-            return
-        async with self._suspects if suspect else contextlib.nullcontext():
-            moved_to = await lane.settler.prepare(turn, group)
-            if moved_to is None:
+        """Count each delivery as a failure before it starts: if it kills us, it has pushed itself back (I9)."""
+        ends_at = time.monotonic() + self._live.drain.turn_s_max
+        failed_objects: set[tuple[int, Any]] = set()
+        for number, group in enumerate(turn.groups):
+            if self._must_end(lane, turn) or turn.unsettled or (number > 0 and time.monotonic() > ends_at):
+                turn.unfinished = True
                 return
-            turn.committed = asyncio.Event()
-            outcome: Outcome = Untried()
-            turn.slice_at = time.monotonic()
-            try:
-                if not self._must_end(lane, turn):
-                    rest = self._deliver(lane, turn, group)
-                    outcome = None if rest is None else await rest
-            finally:  # a delivery that we cancel is nobody's failure
-                lane.settler.add(Ending(turn, group, outcome, moved_to))
+            if group.newest[CATEGORY] in self._live.switches.categories or group.subject in failed_objects:
+                continue
+            # Suspects go one at a time: else those that were only beside the killer would die with it again and again.
+            suspect = group.known is not None and group.known.last_error == DIED_ERROR
+            if suspect and self._suspects.locked():
+                turn.postponed = True
+                return
+            async with self._suspects if suspect else contextlib.nullcontext():
+                outcome = await self._deliver_prepared(lane, turn, group)
+            if isinstance(outcome, Untried):
+                turn.unfinished = True
+                return
             if isinstance(outcome, Failed):
-                self._blocks(turn, group)
-            with anyio.move_on_after(SETTLE_SUSPECT_S_MAX):
-                await turn.committed.wait()
+                if self._blocks(turn, group):
+                    return
+                failed_objects.add(group.subject)
+
+    async def _deliver_prepared(self, lane: Lane, turn: Turn, group: Group) -> Outcome:
+        """Deliver one group that is counted first, and wait for its ending to be committed; Untried: go no further."""
+        prepared = await lane.settler.prepare(turn, group)
+        outcome: Outcome = Untried()
+        if prepared is None:
+            return outcome
+        turn.committed = asyncio.Event()
+        turn.slice_at = time.monotonic()
+        try:
+            if not self._must_end(lane, turn):
+                rest = self._deliver(lane, turn, group)
+                outcome = None if rest is None else await rest
+        finally:  # a delivery that we cancel is nobody's failure
+            if outcome is None:
+                turn.delivered.append(group)
+                lane.settler.hand_over(turn)
+            else:
+                lane.settler.add(Ending(turn, group, outcome, prepared))
+        with anyio.move_on_after(SETTLE_SUSPECT_S_MAX):
+            await turn.committed.wait()
+        return outcome
 
     def _blocks(self, turn: Turn, group: Group) -> bool:
         """Note a failure; whether it ends the drain of the shard."""
@@ -384,11 +397,4 @@ class Drain:
         live = self._live
         if live.stopping or lane.is_closed or not turn.claim.is_usable(time.monotonic()):
             return True
-        return live.switches is not NOTHING_OFF and shard_off(live.switches, lane.outbox, turn.claim.shard)
-
-
-def shard_off(switches: Switches, outbox: Outbox, shard: ShardKey) -> bool:
-    """Whether a kill switch covers the shard or its whole outbox (I11)."""
-    if outbox.name in switches.outboxes:
-        return True
-    return switches.shard_off(outbox.scope_of(shard), outbox.identifier_of(shard), outbox.region_of(shard))
+        return live.switches is not NOTHING_OFF and lane.outbox.is_off(turn.claim.shard, live.switches)

@@ -78,6 +78,10 @@ class Candidate(msgspec.Struct, frozen=True):
     is_new: bool = False
 
 
+DIED_ERROR = "the process died while this message was being delivered"
+"""What the failure table says of a delivery from before it starts, in prepared mode, until it has ended (I9)."""
+
+
 class KnownFailure(msgspec.Struct, frozen=True):
     """
     What the failure table says of one object.
@@ -94,7 +98,14 @@ class KnownFailure(msgspec.Struct, frozen=True):
     message_id: int
 
     def held_for_s(self, retry_on_new_message_s: float) -> float:
-        """Seconds for which a due message does not wake the object yet; 0 when it may be tried now."""
+        """
+        Seconds for which a due message does not wake the object yet; 0 when it may be tried now.
+
+        After a death nothing wakes it early: each try may be another one, and only its own messages have been moved, so
+        that the rest of the shard is due and would do so at once.
+        """
+        if self.last_error == DIED_ERROR:
+            return max(0.0, self.due_in_s)
         return max(0.0, min(self.due_in_s, retry_on_new_message_s - self.age_s))
 
 

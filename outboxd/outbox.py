@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import contract, sql
-from outboxd.model import ALWAYS, Candidate, Instant, KnownFailure, ShardKey
+from outboxd.model import ALWAYS, DIED_ERROR, Candidate, Instant, KnownFailure, ShardKey
 from outboxd.session import Session
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.inspection import Table
+    from outboxd.options import Switches
 
 _STATEMENTS = sql.load("drain.sql")
 
@@ -90,6 +91,12 @@ class Outbox:
     def region_of(self, shard: ShardKey) -> str | None:
         """Tell the shard's region; None where the outbox has none."""
         return None if self._region is None else shard[self._region]
+
+    def is_off(self, shard: ShardKey, switches: Switches) -> bool:
+        """Whether a kill switch covers the shard or the whole outbox (I11)."""
+        if self.name in switches.outboxes:
+            return True
+        return switches.shard_off(self.scope_of(shard), self.identifier_of(shard), self.region_of(shard))
 
     def identity_of(self, shard: ShardKey) -> tuple[int, Any, str | None]:
         """Tell the shard's scope number, identifier and region."""
@@ -217,38 +224,13 @@ class Outbox:
         """Forget failures of objects whose messages are gone."""
         await self._fetch(self.settling, "clear_failures", self.name, *self._failure_keys(objects))
 
-    async def settle_prepared(
-        self,
-        ids: list[int],
-        delivered: ShardObject,
-        *,
-        moved_to: Instant,
-        rows_max: int,
-        categories_off: Sequence[int],
-    ) -> None:
-        """Delete in prepared mode: forget the failure counted ahead, make the rest of the shard due again."""
-        async with self.settling.transaction(f"settle_prepared on outbox {self.name}") as fetch:
-            await fetch(self._sql["delete_messages"], _array_text(ids))
-            await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([delivered]))
-            await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *delivered[0])
-
     async def undo_prepared(
-        self,
-        subject: ShardObject,
-        known: KnownFailure | None,
-        *,
-        moved_to: Instant,
-        rows_max: int,
-        categories_off: Sequence[int],
+        self, ids: list[int], subject: ShardObject, known: KnownFailure | None, *, moved_to: Instant
     ) -> None:
         """Take back, in prepared mode, the failure that was counted ahead of a delivery which was not made."""
-        if known is None:
-            await self.settle_prepared([], subject, moved_to=moved_to, rows_max=rows_max, categories_off=categories_off)
-            return
-        async with self.settling.transaction(f"undo_prepared on outbox {self.name}") as fetch:
-            key = self._failure_key(*subject)
-            await fetch(self._sql["restore_failure"], self.name, known.last_error, known.attempts, *key)
-            await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *subject[0])
+        attempts, error = (0, "") if known is None else (known.attempts, known.last_error)
+        key = self._failure_key(*subject)
+        await self._fetch(self.settling, "undo_prepared", self.name, ids[0], ids, moved_to, attempts, error, *key)
 
     async def prepare_next_from_shard(
         self,
@@ -259,9 +241,12 @@ class Outbox:
         rows_max: int,
         only_ids: list[int] | None,
         categories_off: Sequence[int],
+        is_counted: bool,
     ) -> tuple[int | None, Instant]:
         """
         Move what remains of a shard (or only one object's messages) to its next try and count the failure.
+
+        With *is_counted* it was counted before the delivery (prepared mode); only its words and its rows are new.
 
         Returns:
             Attempts so far and when the next one is due; attempts is None when somebody else moved the message.
@@ -279,31 +264,14 @@ class Outbox:
             rows_max,
             only_ids,
             categories_off,
+            is_counted,
             *failed.shard,
         )
         return rows[0][0], rows[0][2]
 
-    async def record_error(self, shard: ShardKey, category: int, object_identifier: Any, error: str) -> None:
-        """Put words to a failure that was counted ahead of its delivery."""
-        key = self._failure_key(shard, category, object_identifier)
-        await self._fetch(self.settling, "record_error", self.name, _storable(error), *key)
-
-    async def bury(
-        self,
-        ids: list[int],
-        subject: ShardObject,
-        *,
-        attempts: int,
-        reason: str,
-        by: str,
-        moved_to: Instant | None,
-        rows_max: int,
-        categories_off: Sequence[int],
-    ) -> int:
+    async def bury(self, ids: list[int], subject: ShardObject, *, attempts: int, reason: str, by: str) -> int:
         """
         Move messages to the dead letters; in the same transaction forget their failure.
-
-        In prepared mode *moved_to* is where the shard was moved to: the rest is due again.
 
         Returns:
             How many were buried; 0 (and nothing else is done) when somebody else has taken them.
@@ -312,8 +280,6 @@ class Outbox:
             rows = await fetch(self._sql["bury"], self.name, ids, attempts, _storable(reason), by)
             if rows[0][0]:
                 await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([subject]))
-                if moved_to is not None:
-                    await fetch(self._sql["put_back"], moved_to, rows_max, categories_off, *subject[0])
         return int(rows[0][0])
 
     async def close(self) -> None:
@@ -372,6 +338,7 @@ def renderer_of(table: Table, schema: str, **names: str) -> sql.Renderer:
             "table": table.name,
             "regclass": f"{sql.literal(table.name)}::regclass",
             "schema": sql.quote(schema),
+            "died": sql.literal(DIED_ERROR),
             "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Union
 
 from outboxd import contract, errors, inspection, sql
+from outboxd.model import DIED_ERROR
 
 if TYPE_CHECKING:
     import asyncpg
@@ -131,11 +132,12 @@ async def fetch_texts(
 
 
 def names_without_outbox(config: Config) -> dict[str, Filling]:
-    """Return what of `names_of` is about no outbox in particular: `{schema}`, `{scope_name:o}`, `{category_name:o}`."""
+    """Return what of `names_of` is about no outbox: `{schema}`, `{died}`, `{scope_name:o}`, `{category_name:o}`."""
     scopes = {scope.value: name for name, scope in config.scopes.items()}
     categories = {category.value: name for name, category in config.categories.items()}
     return {
         "schema": sql.quote(config.schema),
+        "died": sql.literal(DIED_ERROR),
         "scope_name": lambda alias: _named(f"{alias}.shard_scope", scopes),
         "category_name": lambda alias: _named(f"{alias}.category", categories),
     }

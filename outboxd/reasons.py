@@ -15,6 +15,7 @@ import msgspec
 
 from outboxd.command_line import lifting, line
 from outboxd.display import counted, duration, moment
+from outboxd.model import DIED_ERROR
 from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction  # noqa: TC001  msgspec reads them
 from outboxd.sql import literal
 
@@ -269,15 +270,18 @@ def _behind(case: Case) -> Iterable[Reason]:
     facts, failing = case.facts, case.blocking()
     if failing is None or not facts.due:
         return
-    rest_s = case.known.retry_on_new_message_s + facts.seconds_until(failing.last_failed_at)
-    held_s = min(facts.seconds_until(failing.next_attempt_at), rest_s)
+    held_s = facts.seconds_until(failing.next_attempt_at)
+    died = failing.last_error == DIED_ERROR
+    if not died:
+        held_s = min(held_s, case.known.retry_on_new_message_s + facts.seconds_until(failing.last_failed_at))
     if held_s <= 0:
         return
     text = (
         f"{_some(facts, facts.due)} {'is due but waits' if facts.due == 1 else 'are due but wait'} behind message"
         f" {failing.message_id} ({_object(failing)}), which fails"
     )
-    detail = f"a new message has a failing shard tried again, but not before {duration(held_s)} from now"
+    wakes = "after a death, no new message has" if died else "a new message has"
+    detail = f"{wakes} a failing shard tried again{':' if died else ', but'} not before {duration(held_s)} from now"
     yield Reason("behind", text, [detail, *_failure(facts, failing)], _about_failure(case, failing))
 
 

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING
 import structlog
 
 from outboxd import errors
-from outboxd.drain import shard_off
 from outboxd.model import Candidate, ShardKey
 
 if TYPE_CHECKING:
@@ -319,7 +318,7 @@ class Scheduler:
         return wanted
 
     def _may_claim(self, candidate: Candidate, switches: Switches) -> bool:
-        if shard_off(switches, self._outbox, candidate.shard):
+        if self._outbox.is_off(candidate.shard, switches):
             if self.bounded is not None:
                 self.bounded.skipped.add(candidate.shard)
             return False

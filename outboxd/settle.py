@@ -8,6 +8,7 @@ settle that fails is tried again and is never a failed delivery: the messages we
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import os
 import socket
 import time
@@ -18,7 +19,7 @@ import msgspec
 import structlog
 
 from outboxd import backoff, errors
-from outboxd.model import Buried, Failed, Instant, Outcome, Untried, datetime_of
+from outboxd.model import DIED_ERROR, Buried, Failed, Instant, Outcome, Untried, datetime_of
 from outboxd.outbox import FailedObject
 from outboxd.timing import observe
 from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
@@ -36,7 +37,13 @@ RETRY_PAUSE_S_MAX = 5.0
 DEFER_S = 0.25
 DEFER_S_MAX = 30.0
 DEFERRALS_MAX = 4
-DIED_ERROR = "the process died while this message was being delivered"
+
+
+class Prepared(msgspec.Struct, frozen=True):
+    """A failure that was counted ahead of its delivery: where the group's messages were moved to, by which delay."""
+
+    moved_to: Instant
+    delay: dt.timedelta
 
 
 class Delivered(msgspec.Struct, eq=False):
@@ -68,16 +75,13 @@ class Ending(msgspec.Struct, eq=False):
     """
     How a delivery ended that needs more than a delete.
 
-    `moved_to` is set in prepared mode: the shard was moved there, and the attempt counted, before the delivery.
-    `ended_at` and `seconds` are as in `Delivered`, and are filled in by the settler.
+    `prepared` is set in prepared mode: what was written before the delivery.
     """
 
     turn: Turn
     group: Group
     outcome: Outcome
-    moved_to: Instant | None
-    ended_at: Instant = 0
-    seconds: float = 0.0
+    prepared: Prepared | None
 
     @property
     def row_count(self) -> int:
@@ -173,7 +177,6 @@ class Settler:
     def add(self, ending: Ending) -> None:
         """Take an ending, behind what the turn has delivered before it."""
         self.hand_over(ending.turn)
-        ending.ended_at, ending.seconds = self.meter.now(), time.monotonic() - ending.turn.slice_at
         self._put(ending)
 
     def _put(self, entry: Entry) -> None:
@@ -202,15 +205,24 @@ class Settler:
                 if not self._deferred:
                     self.idle.set()
 
-    async def prepare(self, turn: Turn, group: Group) -> Instant | None:
+    async def prepare(self, turn: Turn, group: Group) -> Prepared | None:
         """
         Count a failure before the delivery (prepared mode), so that a death needs no witness (I9).
 
+        Only the group's own messages are moved: a delivery costs no more than itself, however deep its shard. Should we
+        die, the failure holds the rest of the shard.
+
         Returns:
-            Where the shard was moved to; None when somebody else moved it meanwhile.
+            What was written; None when somebody else moved the messages meanwhile.
         """
-        attempts, moved_to = await self._reschedule(turn, group, Failed(DIED_ERROR))
-        return None if attempts is None else moved_to
+        delay = await self._next_delay(group, None)
+        if delay is None:
+            return None
+        attempts, moved_to = await self._move(turn, group, DIED_ERROR, delay, only_ids=group.ids)
+        if attempts is None:
+            return None
+        group.is_counted = True
+        return Prepared(moved_to, delay)
 
     def _take(self) -> list[Entry]:
         rows = count = 0
@@ -268,7 +280,7 @@ class Settler:
         others = [entry for entry in batch if isinstance(entry, Ending)]
         if done:
             ids = [i for entry in done for i in entry.ids]
-            known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None]
+            known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None or g.is_counted]
             await self._outbox.delete_messages(ids, known)
             batch[:] = others
             for entry in done:
@@ -284,39 +296,17 @@ class Settler:
 
     async def _write_one(self, ending: Ending) -> None:
         if isinstance(ending.outcome, Untried):
-            if ending.moved_to is not None:
-                await self._outbox.undo_prepared(
-                    ending.subject,
-                    ending.group.known,
-                    moved_to=ending.moved_to,
-                    rows_max=self._live.drain.backoff_rows_max,
-                    categories_off=list(self._live.switches.categories),
-                )
+            if ending.prepared is not None:
+                group = ending.group
+                moved_to = ending.prepared.moved_to
+                await self._outbox.undo_prepared(group.ids, ending.subject, group.known, moved_to=moved_to)
         elif isinstance(ending.outcome, Buried):
             await self._bury(ending, ending.outcome.reason)
         elif isinstance(ending.outcome, Failed):
             await self._fail(ending, ending.outcome)
-        elif ending.moved_to is not None:
-            await self._outbox.settle_prepared(
-                ending.group.ids,
-                ending.subject,
-                moved_to=ending.moved_to,
-                rows_max=self._live.drain.backoff_rows_max,
-                categories_off=list(self._live.switches.categories),
-            )
-            turn, group = ending.turn, ending.group
-            category = ending.subject[1]
-            self._count(turn, category, 1, ending.row_count)
-            done = Delivered(turn, category, [group], 1, group.ids, ending.ended_at, ending.seconds)
-            observe(self._outbox.name, self.meter, [done])
 
     async def _fail(self, ending: Ending, failed: Failed) -> None:
-        attempts: int | None = ending.group.attempt
-        next_at = ending.moved_to
-        if next_at is None:
-            attempts, next_at = await self._reschedule(ending.turn, ending.group, failed)
-        else:
-            await self._outbox.record_error(*ending.subject, failed.error)
+        attempts, next_at = await self._reschedule(ending.turn, ending.group, failed, ending.prepared)
         self.meter.of(ending.subject[1]).failures += attempts is not None
         log.warning(
             "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
@@ -328,16 +318,7 @@ class Settler:
 
     async def _bury(self, ending: Ending, reason: str) -> None:
         group = ending.group
-        buried = await self._outbox.bury(
-            group.ids,
-            ending.subject,
-            attempts=group.attempt,
-            reason=reason,
-            by=self._by,
-            moved_to=ending.moved_to,
-            rows_max=self._live.drain.backoff_rows_max,
-            categories_off=list(self._live.switches.categories),
-        )
+        buried = await self._outbox.bury(group.ids, ending.subject, attempts=group.attempt, reason=reason, by=self._by)
         if not buried:  # somebody else moves or deletes them at this moment: they are read again
             return
         self.meter.of(ending.subject[1]).buried += 1
@@ -353,23 +334,47 @@ class Settler:
             "message": newest[ID],
         }
 
-    async def _reschedule(self, turn: Turn, group: Group, outcome: Failed) -> tuple[int | None, Instant]:
-        """Move the shard, or the object, to its next try: by the delay of the group's lowest message, as read."""
+    async def _reschedule(
+        self, turn: Turn, group: Group, failed: Failed, prepared: Prepared | None
+    ) -> tuple[int | None, Instant]:
+        """Move the shard, or the object, to its next try; in prepared mode the failure is counted already."""
+        delay = prepared.delay if prepared is not None else None
+        if delay is None or failed.retry_later_s is not None:
+            delay = await self._next_delay(group, failed.retry_later_s)
+        if delay is None:  # the message is gone
+            return None, group.oldest[SCHEDULED_FOR]
+        turn.retry_in_s = delay.total_seconds()
+        only_ids = None if self._live.blocks(group.newest[CATEGORY]) else _ids_of_object(turn, group)
+        return await self._move(turn, group, failed.error, delay, only_ids=only_ids, prepared=prepared)
+
+    async def _next_delay(self, group: Group, retry_later_s: float | None) -> dt.timedelta | None:
+        """Tell the delay before the next try, by the group's lowest message as read; None when that is gone."""
         oldest = group.oldest
-        scheduled_for = oldest[SCHEDULED_FOR]
         scheduled_from = await self._outbox.read_scheduled_from(oldest[ID])
         if scheduled_from is None:
-            return None, scheduled_for
-        delay = backoff.next_schedule(datetime_of(scheduled_from), datetime_of(scheduled_for), outcome.retry_later_s)
-        turn.retry_in_s = delay.total_seconds()
-        failed = FailedObject(turn.claim.shard, oldest[CATEGORY], oldest[OBJECT], oldest[ID], scheduled_for)
+            return None
+        return backoff.next_schedule(datetime_of(scheduled_from), datetime_of(oldest[SCHEDULED_FOR]), retry_later_s)
+
+    async def _move(
+        self,
+        turn: Turn,
+        group: Group,
+        error: str,
+        delay: dt.timedelta,
+        *,
+        only_ids: list[int] | None,
+        prepared: Prepared | None = None,
+    ) -> tuple[int | None, Instant]:
+        oldest = group.oldest
+        expected = oldest[SCHEDULED_FOR] if prepared is None else prepared.moved_to
         return await self._outbox.prepare_next_from_shard(
-            failed,
+            FailedObject(turn.claim.shard, oldest[CATEGORY], oldest[OBJECT], oldest[ID], expected),
             delay=delay,
-            error=outcome.error,
+            error=error,
             rows_max=self._live.drain.backoff_rows_max,
-            only_ids=None if self._live.blocks(oldest[CATEGORY]) else _ids_of_object(turn, group),
+            only_ids=only_ids,
             categories_off=list(self._live.switches.categories),
+            is_counted=prepared is not None,
         )
 
     def _count(self, turn: Turn, category: int, calls: int, rows: int) -> None:

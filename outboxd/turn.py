@@ -30,13 +30,15 @@ class Group(msgspec.Struct):
     Messages that become one delivery.
 
     They are of equal shard, category and object, or a single one where the category does not coalesce. `ids` are
-    exactly the rows that were read (I2); `oldest` bears the schedule, `newest` the content.
+    exactly the rows that were read (I2); `oldest` bears the schedule, `newest` the content. `is_counted`: a failure was
+    written ahead of the delivery (prepared mode).
     """
 
     ids: list[int]
     oldest: Any
     newest: Any
     known: KnownFailure | None = None
+    is_counted: bool = False
 
     @property
     def subject(self) -> tuple[int, Any]:

@@ -87,6 +87,14 @@ STANDARD = configure(REGION, CONTROL, UUID, TEXT)
 """What the database that every test gets is migrated for."""
 
 
+DEAD = (
+    "INSERT INTO outboxd.worker (pid, host, version, silo_mode, outboxes)"
+    " VALUES (1, 'gone', '0', 'monolith',"
+    """ '[{"name": "region", "table": "outbox", "sharding_columns": ["shard_scope", "shard_identifier"]}]')"""
+)
+"""The row of a daemon whose lock is free: whoever finds it counts deliveries ahead (prepared mode)."""
+
+
 class Recorder:
     """
     A receiver that remembers what it was given, and then does what the test wants.

@@ -72,8 +72,8 @@ WITH old AS (
 INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, $2::int4)
 
 -- name: deliverable
--- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard.
--- Placeholders as in load.
+-- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard. In prepared mode a first
+-- failure that says {died} is mostly a delivery under way: for a minute it does not count. Placeholders as in load.
 due.category <> ALL ({categories_off}::int4[])
         AND NOT EXISTS (
             SELECT
@@ -90,6 +90,11 @@ due.category <> ALL ({categories_off}::int4[])
                 AND known.shard_scope = due.shard_scope
                 AND known.shard_identifier = due.shard_identifier::text
                 AND known.region_name = {region_text:due}
+                AND NOT (
+                    known.last_error = {died}
+                    AND known.attempts = 1
+                    AND known.last_failed_at > now() - interval '1 minute'
+                )
         )
 
 -- name: load

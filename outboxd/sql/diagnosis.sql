@@ -77,7 +77,8 @@ off AS MATERIALIZED (
 )
 
 -- name: shards
--- The deepest shards of an outbox.
+-- The deepest shards of an outbox. A first failure that says {died} is, for a minute, taken for what it mostly is: a
+-- delivery under way, counted ahead (prepared mode).
 -- limit            shards at most
 -- counted          where only a sample was seen: messages of one shard to count at most
 -- index            (<sharding columns>, id); primary key; primary key of outboxd.failure
@@ -189,12 +190,14 @@ LEFT JOIN LATERAL (
         AND f.shard_scope = s.shard_scope
         AND f.shard_identifier = s.shard_identifier::text
         AND f.region_name = {region_text:s}
+        AND NOT (f.last_error = {died} AND f.attempts = 1 AND f.last_failed_at > now() - interval '1 minute')
     ORDER BY blocks DESC, f.attempts DESC, f.message_id
     LIMIT 1
 ) AS failed ON true
 
 -- name: stuck
--- The shards of an outbox that are in backoff, the one that has failed longest first.
+-- The shards of an outbox that are in backoff, the one that has failed longest first; without deliveries under way, as in
+-- `shards`.
 -- limit            shards at most
 -- counted          messages of one shard to count at most
 -- index            primary key; (<sharding columns>, id); primary key of outboxd.failure
@@ -224,7 +227,9 @@ FROM (
             count(*) OVER of_shard AS objects,
             min(first_failed_at) OVER of_shard AS since
         FROM {schema}.failure AS failure
-        WHERE outbox = {outbox} AND {in_region}
+        WHERE outbox = {outbox}
+            AND {in_region}
+            AND NOT (last_error = {died} AND attempts = 1 AND last_failed_at > now() - interval '1 minute')
         WINDOW of_shard AS (PARTITION BY shard_scope, shard_identifier, region_name)
         ORDER BY shard_scope, shard_identifier, region_name, attempts DESC, message_id
     ) AS failing

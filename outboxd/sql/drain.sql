@@ -259,18 +259,20 @@ WHERE f.outbox = $1::text
 
 -- name: prepare_next_from_shard
 -- Move what remains of a shard to its next try, and count the failure. Only if the failed message still has the
--- schedule that was read: whoever lost the claim meanwhile counts nothing twice.
+-- schedule that was read: whoever lost the claim meanwhile counts nothing twice. In prepared mode the failed group alone
+-- was moved, and counted, before its delivery; a failure then moves the rest.
 -- $1 text          outbox
 -- $2 int8          the failed group's lowest id
--- $3 timestamptz   its scheduled_for as read
+-- $3 timestamptz   its scheduled_for as read, or as it was moved before the delivery
 -- $4 interval      delay
 -- $5 int4          category
 -- $6 text          object_identifier
 -- $7 text          error
 -- $8 int4          messages at most: a retry of a deep shard must not rewrite all of it
--- $9 int8[]        move only these (the object's own, as read); null: the whole shard
+-- $9 int8[]        move only these (the object's or the group's own, as read); null: the whole shard
 -- $10 int4[]       categories that are switched off: left alone (I11)
--- $11 ...          the shard
+-- $11 bool         whether this failure was counted before the delivery
+-- $12 ...          the shard
 -- returns          one row: attempts (null: somebody else moved it), moved, scheduled_for
 -- locks            the moved messages, until commit
 -- index            primary key; (<sharding columns>, id)
@@ -297,7 +299,7 @@ remaining AS MATERIALIZED (
     FROM (
         SELECT o.ctid AS address
         FROM {table} AS o
-        WHERE {is_shard:o_11}
+        WHERE {is_shard:o_12}
             AND o.category <> ALL ($10::int4[])
             AND $9::int8[] IS NULL
             AND EXISTS (SELECT FROM head)
@@ -317,11 +319,11 @@ recorded AS (
         message_id, attempts, last_error, first_failed_at, last_failed_at
     )
     SELECT
-        $1::text, {region_value_text:11}, {scope_value:11}, {identifier_value:11}::text, $5::int4, $6::text,
+        $1::text, {region_value_text:12}, {scope_value:12}, {identifier_value:12}::text, $5::int4, $6::text,
         head.id, 1, $7::text, now(), now()
     FROM head
     ON CONFLICT (outbox, shard_scope, shard_identifier, region_name, category, object_identifier) DO UPDATE
-    SET attempts = f.attempts + 1,
+    SET attempts = f.attempts + CASE WHEN $11::bool THEN 0 ELSE 1 END,
         message_id = excluded.message_id,
         last_error = excluded.last_error,
         last_failed_at = excluded.last_failed_at
@@ -332,52 +334,58 @@ SELECT
     (SELECT count(*) FROM moved) AS moved,
     now() + $4::interval AS scheduled_for
 
--- name: put_back
--- Prepared mode: the delivery succeeded, so what was moved ahead of it is due again.
--- $1 timestamptz   where it had been moved to
--- $2 int4          messages at most, as in prepare_next_from_shard
--- $3 int4[]        categories that are switched off, which were not moved
--- $4 ...           the shard
--- index            (<sharding columns>, id)
-UPDATE {table} AS o
-SET scheduled_for = now(), scheduled_from = now()
-WHERE o.ctid = ANY (
-    ARRAY(
-        SELECT head.ctid
-        FROM (
-            SELECT i.ctid, i.scheduled_for
-            FROM {table} AS i
-            WHERE {is_shard:i_4}
-                AND i.category <> ALL ($3::int4[])
-            ORDER BY {shard:i}, i.id
-            LIMIT $2::int4
-        ) AS head
-        WHERE head.scheduled_for = $1::timestamptz
+-- name: undo_prepared
+-- Prepared mode: the delivery was not made. Its messages are due again, and what was known of their object is so again,
+-- unless somebody else has moved them meanwhile. They were given twice what they had waited before; half of that stays
+-- known, so that the next delay is the same.
+-- $1 text          outbox
+-- $2 int8          the group's lowest id
+-- $3 int8[]        all of its ids
+-- $4 timestamptz   where they had been moved to
+-- $5 int4          attempts; 0: nothing was known
+-- $6 text          error
+-- $7 ...           region_name, shard_scope, shard_identifier, category, object_identifier
+-- locks            these messages, until commit
+-- index            primary key; primary key of outboxd.failure
+WITH head AS MATERIALIZED (
+    SELECT
+    FROM (
+        SELECT o.scheduled_for
+        FROM {table} AS o
+        WHERE o.id >= $2::int8 AND o.id <= $2::int8
+        ORDER BY o.id
+        LIMIT 1
+        FOR UPDATE
+    ) AS lowest
+    WHERE lowest.scheduled_for = $4::timestamptz
+),
+put_back AS (
+    UPDATE {table} AS o
+    SET scheduled_for = now(), scheduled_from = now() - (o.scheduled_for - o.scheduled_from) / 2
+    WHERE o.ctid = ANY (
+        ARRAY(
+            SELECT own.address
+            FROM (
+                SELECT i.ctid AS address, i.scheduled_for
+                FROM {table} AS i
+                WHERE i.id = ANY ($3::int8[])
+                ORDER BY i.id
+            ) AS own
+            WHERE own.scheduled_for = $4::timestamptz AND EXISTS (SELECT FROM head)
+        )
     )
+),
+restored AS (
+    UPDATE {schema}.failure
+    SET attempts = $5::int4, last_error = $6::text
+    WHERE outbox = $1::text AND region_name = $7::text AND shard_scope = $8::int4 AND shard_identifier = $9::text
+        AND category = $10::int4 AND object_identifier = $11::text
+        AND $5::int4 > 0 AND EXISTS (SELECT FROM head)
 )
-
--- name: record_error
--- Prepared mode: the failure is counted already; only its words are known now.
--- $1 text          outbox
--- $2 text          error
--- $3 ...           region_name, shard_scope, shard_identifier, category, object_identifier
--- index            primary key of outboxd.failure
-UPDATE {schema}.failure
-SET last_error = $2::text, last_failed_at = now()
-WHERE outbox = $1::text AND region_name = $3::text AND shard_scope = $4::int4 AND shard_identifier = $5::text
-    AND category = $6::int4 AND object_identifier = $7::text
-
--- name: restore_failure
--- Prepared mode: the delivery was not made; what was known of its object is so again.
--- $1 text          outbox
--- $2 text          error
--- $3 int4          attempts
--- $4 ...           region_name, shard_scope, shard_identifier, category, object_identifier
--- index            primary key of outboxd.failure
-UPDATE {schema}.failure
-SET last_error = $2::text, attempts = $3::int4
-WHERE outbox = $1::text AND region_name = $4::text AND shard_scope = $5::int4 AND shard_identifier = $6::text
-    AND category = $7::int4 AND object_identifier = $8::text
+DELETE FROM {schema}.failure
+WHERE outbox = $1::text AND region_name = $7::text AND shard_scope = $8::int4 AND shard_identifier = $9::text
+    AND category = $10::int4 AND object_identifier = $11::text
+    AND $5::int4 = 0 AND EXISTS (SELECT FROM head)
 
 -- name: bury
 -- Move messages to the dead letters: they leave the outbox and are kept.

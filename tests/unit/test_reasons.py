@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from outboxd.model import DIED_ERROR
 from outboxd.reasons import Known, KnownCategory, Reason, reasons
 from outboxd.shard_facts import CategoryCount, Daemon, Facts, Failure, Holder, Switch, Transaction
 
@@ -126,6 +127,7 @@ CASES = {
     "in backoff": (facts(due=0, later=1, failures=[failure()]), ["backoff"]),
     "behind a failing one": (facts(later=1, failures=[failure(last_failed_at=NOW)]), ["behind", "backoff"]),
     "woken by a new message": (facts(later=1, failures=[failure()]), ["due", "backoff"]),
+    "behind one that died long ago": (facts(later=1, failures=[failure(last_error=DIED_ERROR)]), ["behind", "backoff"]),
     "beside a failing object": (facts(later=1, category=SKIPPING, failures=[failure(SKIPPING)]), ["due", "backoff"]),
     "only a failing object": (facts(due=0, later=1, category=SKIPPING, failures=[failure(SKIPPING)]), ["backoff"]),
     "failed, and due again": (facts(failures=[failure(next_attempt_at=PAST)]), ["due"]),

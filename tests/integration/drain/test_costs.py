@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -10,6 +11,7 @@ import pytest
 
 from outboxd.find import Finder
 from outboxd.model import Candidate
+from outboxd.outbox import FailedObject
 from tests.drains import (
     ByHand,
     Recorder,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.model import ShardKey
+    from outboxd.outbox import Outbox
     from outboxd.session import Session
 
 ROWS = 200_000
@@ -88,6 +91,23 @@ async def use_on_an_empty_table(replica: ByHand, connection: asyncpg.Connection)
         await outbox.clear_failures([((0, 1), 1, 1)])
 
 
+async def prepare_and_undo(outbox: Outbox, message_id: int) -> None:
+    """Count a failure of one message ahead, and take it back."""
+    one = "SELECT scheduled_for, shard_identifier, object_identifier FROM outbox WHERE id = $1"
+    [[scheduled_for, shard, obj]] = await outbox.settling.fetch("looking", one, message_id)
+    attempts, moved_to = await outbox.prepare_next_from_shard(
+        FailedObject((0, shard), 1, obj, message_id, scheduled_for),
+        delay=dt.timedelta(seconds=2),
+        error="no",
+        rows_max=1_000,
+        only_ids=[message_id],
+        categories_off=[],
+        is_counted=False,
+    )
+    assert attempts == 1
+    await outbox.undo_prepared([message_id], ((0, shard), 1, obj), None, moved_to=moved_to)
+
+
 async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_arrive(
     connection: asyncpg.Connection, replica: ByHand
 ) -> None:
@@ -124,6 +144,8 @@ async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_a
         assert settling[-1] < 30
         await outbox.read_scheduled_from(ROWS // 2 + 1)
         assert settling[-1] < 20
+        await prepare_and_undo(outbox, ROWS - 100)
+        assert max(settling[-2:]) < 60
     assert await connection.fetchval("SELECT count(*) FROM outbox") == ROWS - 201
 
 

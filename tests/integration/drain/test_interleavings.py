@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.drains import CATEGORIES, Recorder, configure, connected, drain_once, failures, make_due, remaining, write
+from tests.drains import (
+    CATEGORIES,
+    DEAD,
+    Recorder,
+    configure,
+    connected,
+    drain_once,
+    failures,
+    make_due,
+    remaining,
+    write,
+)
 
 if TYPE_CHECKING:
     import asyncpg
@@ -141,11 +152,13 @@ class World:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=plans)
+@given(plan=plans, prepared=st.booleans())
 async def test_every_committed_message_is_delivered_or_still_there(
-    database: str, connection: asyncpg.Connection, plan: list[Insert | End | Drain]
+    database: str, connection: asyncpg.Connection, plan: list[Insert | End | Drain], prepared: bool
 ) -> None:
     await connection.execute("TRUNCATE outbox, outboxd.failure, outboxd.worker")
+    if prepared:
+        await connection.execute(DEAD)
     async with connected(database) as one, connected(database) as other:
         world = World(database, connection, [one, other])
         for step in plan:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import outboxd.claims
 from outboxd.errors import Discard, RetryLater
 from tests.drains import (
+    DEAD,
     Gate,
     Recorder,
     configure,
@@ -29,13 +30,6 @@ if TYPE_CHECKING:
 
     from outboxd.model import Message
     from outboxd.pipeline import Pipeline
-
-DEAD = (
-    "INSERT INTO outboxd.worker (pid, host, version, silo_mode, outboxes)"
-    " VALUES (1, 'gone', '0', 'monolith',"
-    """ '[{"name": "region", "table": "outbox", "sharding_columns": ["shard_scope", "shard_identifier"]}]')"""
-)
-"""The row of a daemon whose lock is free."""
 
 
 @pytest.fixture(autouse=True)
@@ -71,18 +65,27 @@ async def test_a_delivery_is_counted_before_it_starts(database: str, connection:
 
     await drain_once(database, Recorder(look))
 
-    attempts, error, waits = seen[0]
-    assert attempts == 1
-    assert "died" in error
-    assert waits == [2.0, 2.0]
+    assert len(seen) == 2
+    for attempts, error, waits in seen:
+        assert attempts == 1
+        assert "died" in error
+        assert waits == [2.0]
 
 
-async def test_a_success_deletes_and_puts_the_rest_of_the_shard_back(
+async def test_a_success_deletes_and_leaves_the_rest_of_the_shard_alone(
     database: str, connection: asyncpg.Connection
 ) -> None:
     for obj in (1, 2, 1, 3):
         await write(connection, obj=obj)
-    seen = Recorder()
+    others = "SELECT * FROM outbox WHERE object_identifier <> $1 ORDER BY id"
+    before: dict[Any, list[asyncpg.Record]] = {obj: await connection.fetch(others, obj) for obj in (1, 2, 3)}
+
+    async def look(message: Message) -> None:
+        obj = message.object_identifier
+        async with connected(database) as other:
+            assert await other.fetch(others, obj) == [row for row in before[obj] if row["object_identifier"] > obj]
+
+    seen = Recorder(look)
 
     pipeline = await drain_once(database, seen)
 
@@ -91,6 +94,23 @@ async def test_a_success_deletes_and_puts_the_rest_of_the_shard_back(
     assert await remaining(connection) == []
     assert await failures(connection) == []
     assert (pipeline.totals()["delivered"], pipeline.totals()["retired"]) == (3, 4)
+
+
+async def test_a_delivery_costs_the_same_however_deep_its_shard(database: str, connection: asyncpg.Connection) -> None:
+    await write_many(connection, 300)
+
+    pipeline = await drain_once(database, Recorder())
+
+    async def counted() -> bool:
+        row = await connection.fetchrow("SELECT n_tup_upd, n_tup_del FROM pg_stat_user_tables WHERE relname = 'outbox'")
+        assert row is not None
+        assert tuple(row) == (300, 300)
+        return True
+
+    await until(counted)
+    scheduler = pipeline.branches[0].scheduler
+    assert scheduler is not None
+    assert scheduler.counters.claimed < 10  # its turns are as long as any
 
 
 async def test_the_rest_of_a_shard_is_due_when_a_daemon_stops_after_a_delivery(
@@ -109,21 +129,42 @@ async def test_the_rest_of_a_shard_is_due_when_a_daemon_stops_after_a_delivery(
     assert await failures(connection) == []
 
 
-async def test_messages_beyond_those_that_a_failure_moves_are_not_touched(
-    database: str, connection: asyncpg.Connection
+@pytest.mark.parametrize("prepared", [False, True])
+async def test_a_failure_leaves_a_shard_as_one_without_a_death_does(
+    database: str, connection: asyncpg.Connection, prepared: bool
 ) -> None:
+    if not prepared:
+        await connection.execute("DELETE FROM outboxd.worker")
     await write(connection, obj=1)
     ahead = await write(connection, obj=2, due_in_s=3600)
-    before = await connection.fetchval("SELECT scheduled_for FROM outbox WHERE id = $1", ahead)
-    await drain_once(database, Recorder(failing()), configure(backoff_rows_max=1))
-    await make_due(connection)
-    await connection.execute("UPDATE outbox SET scheduled_for = $1 WHERE id = $2", before, ahead)
+    beyond = await write(connection, obj=3, due_in_s=3600)
+    one = "SELECT * FROM outbox WHERE id = $1"
+    before = await connection.fetchrow(one, beyond)
     gate = Gate()
 
-    async with draining(database, gate, configure(backoff_rows_max=1)):
+    async def fail(message: Message) -> None:
+        await gate(message)
+        raise ValueError
+
+    async with draining(database, Recorder(fail), configure(backoff_rows_max=2)):
         await gate.closed_behind()
-        assert await connection.fetchval("SELECT scheduled_for FROM outbox WHERE id = $1", ahead) == before
+        assert await connection.fetchval(
+            "SELECT scheduled_for > now() + interval '3500 s' FROM outbox WHERE id = $1", ahead
+        )
+        began_at = await connection.fetchval("SELECT clock_timestamp()")
         gate.opened.set()
+
+        async def is_written() -> bool:
+            [failure] = await failures(connection)
+            return "died" not in failure["last_error"]
+
+        await until(is_written if prepared else lambda: failures(connection))
+
+    moved = await connection.fetch("SELECT scheduled_from, scheduled_for FROM outbox ORDER BY id LIMIT 2")
+    assert moved[0] == moved[1]
+    assert moved[0]["scheduled_from"] >= began_at  # the delay begins when the receiver has raised
+    assert await schedules(connection) == [2.0, 2.0, 3600.0]
+    assert await connection.fetchrow(one, beyond) == before
 
 
 async def test_a_failure_keeps_the_delay_that_was_counted_ahead_and_is_not_counted_twice(
@@ -186,6 +227,153 @@ def die(pipeline: Pipeline) -> None:
     pipeline.stop_hard()
 
 
+async def kill_on(database: str, obj: int) -> list[int]:
+    """Drain until the delivery of an object ends in a death; return the objects that were tried."""
+    gate = Gate()
+
+    async def kill(message: Message) -> None:
+        if message.object_identifier == obj:
+            await gate(message)
+
+    seen = Recorder(kill)
+    async with draining(database, seen) as pipeline:
+        await gate.closed_behind()
+        die(pipeline)
+    return seen.objects
+
+
+async def test_the_shard_of_a_message_that_kills_backs_off_although_the_rest_of_it_is_due(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write(connection, obj=1)
+    deadly = await write(connection, obj=666)
+    behind = [await write(connection, obj=obj) for obj in (2, 3)]
+    waits: list[float] = []
+    tried: list[list[int]] = []
+    for _ in range(4):
+        tried.append(await kill_on(database, 666))
+        waits += await schedules(connection)
+        await drain_once(database, held := Recorder())
+        assert held.messages == []
+        await make_due(connection)
+
+    assert waits == [2.0, 4.0, 8.0, 16.0]
+    assert tried == [[1, 666], [666], [666], [666]]
+    assert [failure["attempts"] for failure in await failures(connection)] == [4]
+    assert await remaining(connection) == [deadly, *behind]
+
+    await drain_once(database, seen := Recorder())
+    assert [(message.object_identifier, message.attempt) for message in seen.messages] == [(666, 5), (2, 1), (3, 1)]
+    assert await failures(connection) == []
+
+
+async def test_after_a_death_no_new_message_cuts_the_backoff_short(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    deadly = await write(connection, obj=666)
+    await kill_on(database, 666)
+    await connection.execute("UPDATE outbox SET scheduled_for = now() + interval '30 minutes'")
+    await connection.execute("UPDATE outboxd.failure SET last_failed_at = now() - interval '10 minutes'")
+    new = await write(connection, obj=2)
+
+    await drain_once(database, seen := Recorder())
+
+    assert seen.messages == []
+    assert await remaining(connection) == [deadly, new]
+
+
+async def test_a_new_message_about_the_object_that_kills_waits_and_is_coalesced_with_it(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write(connection, obj=666)
+    await kill_on(database, 666)
+    newer = await write(connection, obj=666)
+    await drain_once(database, held := Recorder())
+    assert held.messages == []
+    await make_due(connection)
+
+    assert await kill_on(database, 666) == [666]
+
+    assert await schedules(connection) == [4.0, 4.0]
+    await make_due(connection)
+    await drain_once(database, seen := Recorder())
+    assert [(message.id, message.attempt, message.coalesced) for message in seen.messages] == [(newer, 3, 2)]
+    assert await remaining(connection) == []
+
+
+async def test_with_on_error_skip_a_death_holds_only_its_object(database: str, connection: asyncpg.Connection) -> None:
+    deadly = await write(connection, category="SKIPPING", obj=666)
+    await write(connection, category="SKIPPING", obj=1)
+    await kill_on(database, 666)
+
+    await drain_once(database, seen := Recorder())
+
+    assert seen.objects == [1]
+    assert await remaining(connection) == [deadly]
+    assert await schedules(connection) == [2.0]
+
+
+async def test_of_messages_that_stand_apart_only_the_one_that_is_delivered_is_moved(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    written = [await write(connection, category="AUDIT", obj=1) for _ in range(3)]
+    waits: list[list[float]] = []
+
+    async def look(_message: Message) -> None:
+        async with connected(database) as other:
+            waits.append(await schedules(other))
+
+    await drain_once(database, seen := Recorder(look))
+
+    assert seen.ids == written
+    assert waits == [[2.0]] * 3
+    assert await failures(connection) == []
+
+
+async def test_a_delivery_that_is_not_made_costs_no_delay(database: str, connection: asyncpg.Connection) -> None:
+    await write(connection, obj=1)
+    await write(connection, obj=2)
+    for _ in range(2):
+        await drain_once(database, Recorder(failing()))
+        await make_due(connection)
+    gate = Gate()
+    async with draining(database, gate) as pipeline:
+        await gate.closed_behind()
+        assert await schedules(connection) == [8.0]
+        pipeline.stop_hard()
+
+    assert await schedules(connection) == []
+    await drain_once(database, Recorder(failing()))
+    assert await schedules(connection) == [8.0, 8.0]
+
+
+@pytest.mark.parametrize("ending", ["failure", "hard stop"])
+async def test_an_ending_changes_nothing_once_somebody_else_has_moved_the_messages(
+    database: str, connection: asyncpg.Connection, ending: str
+) -> None:
+    await write(connection, obj=1)
+    behind = await write(connection, obj=2)
+    gate = Gate()
+
+    async def fail(message: Message) -> None:
+        await gate(message)
+        raise ValueError
+
+    async with draining(database, Recorder(fail)) as pipeline:
+        await gate.closed_behind()
+        await connection.execute("UPDATE outbox SET scheduled_for = now() + interval '1 hour' WHERE id <> $1", behind)
+        before = await connection.fetch("SELECT * FROM outbox ORDER BY id")
+        counted = await failures(connection)
+        if ending == "failure":
+            pipeline.stop()
+            gate.opened.set()
+        else:
+            pipeline.stop_hard()
+
+    assert await connection.fetch("SELECT * FROM outbox ORDER BY id") == before
+    assert await failures(connection) == counted
+
+
 @pytest.mark.parametrize("failed_before", [False, True])
 async def test_a_delivery_that_is_cancelled_by_a_hard_stop_is_no_failure(
     database: str, connection: asyncpg.Connection, failed_before: bool
@@ -237,7 +425,7 @@ async def test_failures_count_towards_max_attempts_once_each(database: str, conn
     assert letter["attempts"] == 3
 
 
-async def test_a_burial_puts_the_rest_of_the_shard_back(database: str, connection: asyncpg.Connection) -> None:
+async def test_a_burial_leaves_the_rest_of_the_shard_alone(database: str, connection: asyncpg.Connection) -> None:
     for obj in (1, 2, 3):
         await write(connection, obj=obj)
     seen = Recorder(failing(1, error=Discard("no")))
@@ -280,13 +468,13 @@ async def test_a_category_that_is_off_is_not_moved_by_a_delivery_of_another(
     assert await connection.fetchrow("SELECT * FROM outbox WHERE id = $1", off) == before
 
 
-async def test_retry_later_still_lets_the_message_be_tried_again(database: str, connection: asyncpg.Connection) -> None:
-    await write(connection)
+async def test_retry_later_chooses_the_delay(database: str, connection: asyncpg.Connection) -> None:
+    await write(connection, obj=1)
+    await write(connection, obj=2)
 
     await drain_once(database, Recorder(failing(error=RetryLater(5))))
 
-    [wait] = await schedules(connection)
-    assert wait in (2.0, 5.0)
+    assert await schedules(connection) == [5.0, 5.0]
     assert [failure["attempts"] for failure in await failures(connection)] == [1]
 
 
