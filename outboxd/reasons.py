@@ -25,6 +25,7 @@ Code = Literal[
 ]  # fmt: skip
 ERROR_SHOWN_MAX = 300
 OPEN_S_MAX = 10.0
+FORGOTTEN_S = 300.0
 
 
 class KnownCategory(msgspec.Struct, frozen=True):
@@ -123,7 +124,8 @@ def _uncommitted(case: Case) -> Iterable[Reason]:
     """
     Transactions whose messages cannot be seen yet.
 
-    Never the headline: of which shard such a message is, nobody can tell, and every other shard would have it, too.
+    Of which shard such a message is, nobody can tell, and a busy table always has some: the answer they are only for an
+    empty shard, and when one has been open for minutes.
     """
     facts = case.facts
     open_ = [each for each in facts.transactions if not facts.messages or _is_old(facts, each)]
@@ -139,12 +141,17 @@ def _uncommitted(case: Case) -> Iterable[Reason]:
     if not facts.sees_activity:
         details.append("this role does not see what other roles do (it lacks pg_read_all_stats): ages may be missing")
     remedy = ["Let it commit. If it is forgotten, end it, which loses what it wrote:", *_enders(open_)]
-    yield Reason("uncommitted", text, details, remedy, blocks=False)
+    is_answer = not facts.messages and any(each.since and _age_s(facts, each) >= FORGOTTEN_S for each in open_)
+    yield Reason("uncommitted", text, details, remedy, blocks=is_answer)
 
 
 def _is_old(facts: Facts, each: Transaction) -> bool:
     """Whether it is worth a word where messages can be seen: producers commit all the time."""
-    return each.since is None or -facts.seconds_until(each.since) >= OPEN_S_MAX
+    return each.since is None or _age_s(facts, each) >= OPEN_S_MAX
+
+
+def _age_s(facts: Facts, each: Transaction) -> float:
+    return -facts.seconds_until(each.since)
 
 
 def _transaction(facts: Facts, each: Transaction) -> str:
@@ -374,5 +381,5 @@ def _at(facts: Facts, time: str | None) -> str:
 
 Rule = Callable[[Case], Iterable[Reason]]
 RULES: tuple[Rule, ...] = (
-    _draining, _empty, _uncommitted, _paused, _no_daemon, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
+    _draining, _uncommitted, _empty, _paused, _no_daemon, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
 )  # fmt: skip

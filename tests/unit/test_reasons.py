@@ -13,6 +13,7 @@ from outboxd.shard_facts import CategoryCount, Daemon, Facts, Failure, Holder, S
 
 NOW = "2026-11-22T06:00:00+00:00"
 PAST = "2026-11-22T05:59:00+00:00"
+LONG_AGO = "2026-11-22T05:55:00+00:00"
 SOON = "2026-11-22T06:01:00+00:00"
 LATER = "2026-11-22T06:30:00+00:00"
 
@@ -102,6 +103,18 @@ CASES = {
     "nothing there, no daemon": (facts(due=0, daemons=[]), ["empty", "no_daemon"]),
     "not committed": (facts(due=0, transactions=[transaction()]), ["empty", "uncommitted"]),
     "not committed a moment ago": (facts(due=0, transactions=[transaction(since=NOW)]), ["empty", "uncommitted"]),
+    "not committed for long": (
+        facts(due=0, transactions=[transaction(since=NOW), transaction(since=LONG_AGO)]),
+        ["uncommitted", "empty"],
+    ),
+    "not committed, nobody knows since when": (
+        facts(due=0, transactions=[transaction(since=None)]),
+        ["empty", "uncommitted"],
+    ),
+    "one forgot to commit long ago while something waits": (
+        facts(transactions=[transaction(since=LONG_AGO)]),
+        ["due", "uncommitted"],
+    ),
     "not committed, paused, no daemon": (
         facts(due=0, transactions=[transaction()], switches=[switch()], daemons=[]),
         ["empty", "uncommitted", "paused", "no_daemon"],
