@@ -332,7 +332,7 @@ class Claims:
         died = bool((await self._fetch(current, "recently_died", DEATH_COUNTS_FOR))[0][0])
         if died != self._live.prepared:
             self._live.prepared = died
-            log.warning("drain.prepared_mode", on=died)
+            log.info("drain.prepared_mode", on=died)
 
 
 def _settings() -> dict[str, str]:

@@ -185,7 +185,7 @@ class Reader:
                 self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
             else:
                 # Where categories are off, all that is left may be theirs: it must not be read over and over.
-                is_off = bool(self._live.switches.categories) and not rows
+                is_off = bool(self._live.switches.categories) and not rows and claimed[1].due_at is not None
                 self._scheduler.drop(claim, rest_s, is_off=is_off)
             return
         texts = chain(map(itemgetter(PAYLOAD), rows), map(itemgetter(HEADERS), rows))

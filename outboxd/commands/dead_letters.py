@@ -148,7 +148,7 @@ def _selection(config: Config, options: Mapping[str, str | None], ids: tuple[int
         text = options[name.replace("-", "_")]
         return None if text is None else choose.parse_duration(text, f"--{name}")
 
-    return Selection(
+    selection = Selection(
         ids=tuple(dict.fromkeys(ids)),
         outbox=_text(options["outbox"], "--outbox"),
         region=_text(options["region"], "--region"),
@@ -158,6 +158,8 @@ def _selection(config: Config, options: Mapping[str, str | None], ids: tuple[int
         older_than=age("older-than"),
         newer_than=age("newer-than"),
     )
+    shared.note_unknown(config, scope=selection.scope, category=selection.category)
+    return selection
 
 
 def _required_selection(

@@ -49,6 +49,7 @@ def command(
     loaded = context.load()
     chosen = choose.choose_outbox(loaded.config, outbox, region)
     asked = drain_one.Asked(chosen, choose.choose_scope(loaded.config, scope), shard, region)
+    shared.note_unknown(loaded.config, scope=asked.scope)
     return main.run_to_the_end(_drain(loaded, main.build_registry(loaded), asked, as_json=as_json))
 
 

@@ -351,3 +351,17 @@ async def test_shards_behind_the_switch_of_a_category_are_not_claimed_in_every_p
         assert seen.shards == [7]
         await connection.execute(SWITCHES["pause of a category"][1])
         await until_empty(connection)
+
+
+async def test_a_shard_that_was_drained_to_its_end_is_not_taken_for_one_that_is_off(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """Its last turn read as many messages as a turn may, so one more look finds none."""
+    await write_many(connection, 20, shards=1)
+    await connection.execute("INSERT INTO outboxd.pause (kind, category) VALUES ('category', 3)")
+
+    pipeline = await drain_once(database, Recorder(), configure(turn_rows_max=10))
+
+    assert pipeline.totals()["retired"] == 20
+    assert pipeline.branches[0].bounded is not None
+    assert pipeline.branches[0].bounded.skipped == set()
