@@ -15,7 +15,6 @@ import msgspec
 from outboxd import access, choose, dead_letters, display, errors, query
 from outboxd.commands import shared
 from outboxd.dead_letters import COUNT_MAX, Selection, Tally
-from outboxd.option_keys import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -153,7 +152,7 @@ def _selection(config: Config, options: Mapping[str, str | None], ids: tuple[int
         outbox=_text(options["outbox"], "--outbox"),
         region=_text(options["region"], "--region"),
         scope=None if scope is None else choose.choose_scope(config, scope),
-        shard=None if shard is None else canonical(choose.parse_text(shard, "--shard")),
+        shard=None if shard is None else choose.parse_text(shard, "--shard"),
         category=None if category is None else choose.choose_category(config, category),
         older_than=age("older-than"),
         newer_than=age("newer-than"),

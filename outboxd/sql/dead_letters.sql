@@ -158,7 +158,7 @@ d.shard_scope = {value:scope}
 
 -- name: with_shard
 -- A fragment.
-d.shard_identifier = {value:shard}
+replace(lower(d.shard_identifier), '-', '') = replace(lower({value:shard}), '-', '')
 
 -- name: with_category
 -- A fragment.

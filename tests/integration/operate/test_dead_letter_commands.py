@@ -308,3 +308,15 @@ async def test_a_shard_that_somebody_else_has_is_left_alone_with_exit_code_1(tro
         assert (done.returncode, done.stdout) == (1, "")
         assert "the shard is being drained by the session with backend pid" in done.stderr
     assert await remaining(trouble.connection) == waiting
+
+
+async def test_the_spelling_of_a_shard_does_not_matter(trouble: Trouble) -> None:
+    await trouble.connection.execute(
+        "INSERT INTO outboxd.dead_letter (outbox, message_id, shard_scope, shard_identifier, category,"
+        " object_identifier, scheduled_from, scheduled_for, date_added)"
+        " VALUES ('region', 1, 0, 'd41d8cd98f00b204e9800998ecf8427e', 1, '1', now(), now(), now())"
+    )
+
+    for spelling in ("d41d8cd98f00b204e9800998ecf8427e", "D41D8CD9-8F00-B204-E980-0998ECF8427E"):
+        listed = await run("dead-letters", "list", "--json", "--scope", "0", "--shard", spelling, config=trouble.file)
+        assert [row["message_id"] for row in json.loads(listed.stdout)] == [1]
