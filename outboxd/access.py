@@ -1,23 +1,22 @@
-"""A connection for an operator's command: the right database, and a missing privilege named with its GRANT."""
+"""Access to the database: a connection for an operator's command, and a missing privilege named with its GRANT."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import TYPE_CHECKING
 
 from outboxd import errors, inspection, privileges, session
 from outboxd.load import session_dsn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     import asyncpg
 
     from outboxd.config import Config
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
-
-_PRIVILEGE = "42501"
 
 
 @contextlib.asynccontextmanager
@@ -31,31 +30,41 @@ async def opened(loaded: Loaded, kind: RoleKind, *, name: str) -> AsyncIterator[
         name: The command, as `pg_stat_activity` shows it.
 
     Raises:
-        SchemaError: Not migrated; or a privilege is missing, also when that shows inside.
+        SchemaError: Not migrated.
+        PrivilegeError: Also when that shows inside.
         ConfigError, StoreUnavailable: As `session.connect`.
         OutboxdError: Whatever fails inside, translated.
     """
-    async with session.visit(session_dsn(loaded), name=name) as connection:
-        try:
-            await inspection.require_schema(connection, loaded.config)
-            yield connection
-        except Exception as exc:
-            if not _is_about_privileges(exc):
-                raise
-            raise errors.SchemaError(_text(exc, name), hint=await _grants(connection, loaded.config, kind)) from exc
+    dsn = functools.partial(session_dsn, loaded)
+    async with naming_grants(dsn, loaded.config, kind), session.visit(dsn(), name=name) as connection:
+        await inspection.require_schema(connection, loaded.config)
+        yield connection
 
 
-def _is_about_privileges(exc: BaseException) -> bool:
-    return _PRIVILEGE in (getattr(exc, "sqlstate", ""), getattr(exc.__cause__, "sqlstate", ""))
+@contextlib.asynccontextmanager
+async def naming_grants(dsn: Callable[[], str], config: Config, kind: RoleKind) -> AsyncIterator[None]:
+    """Name the GRANTs in the error, when a privilege turns out to be missing inside."""
+    try:
+        yield
+    except errors.PrivilegeError as exc:
+        await name_grants(exc, dsn, config, kind)
+        raise
 
 
-def _text(exc: Exception, name: str) -> str:
-    return str(exc) if isinstance(exc, errors.OutboxdError) else f"{name}: {exc}"
+async def name_grants(exc: errors.OutboxdError, dsn: Callable[[], str], config: Config, kind: RoleKind) -> None:
+    """
+    Put the GRANTs that are missing into the hint of an error about a privilege; any other is left as it is.
 
-
-async def _grants(connection: asyncpg.Connection, config: Config, kind: RoleKind) -> str:
-    role = await connection.fetchval("SELECT current_user::text")
-    missing = await privileges.missing_grants(connection, config, role, kind)
-    if not missing:
-        return "Run `outboxd check`: it names the missing GRANT."
-    return "As the owner of the schema, run:\n" + "\n".join(f"  {statement}" for statement in missing)
+    Args:
+        exc: The error; as it is, too, where no GRANT would help (a policy of the table) or nobody can be asked.
+        dsn: Tells where to ask, as the role that met the error.
+        config: Whose tables.
+        kind: What the role is for.
+    """
+    if not isinstance(exc, errors.PrivilegeError):
+        return
+    with contextlib.suppress(errors.OutboxdError):
+        async with session.visit(dsn(), name="grants") as connection:
+            role = await connection.fetchval("SELECT current_user::text")
+            if missing := await privileges.missing_grants(connection, config, role, kind):
+                exc.hint = "As the owner of the schema, run:\n" + "\n".join(f"  {grant}" for grant in missing)

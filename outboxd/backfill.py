@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import structlog
 
-from outboxd import errors, session
+from outboxd import access, errors, session
 from outboxd.budget import Ledger, LoadGauge, Pace
 from outboxd.source import FRESH, Walk, inspect_walk
 from outboxd.walker import Walker
@@ -107,6 +107,7 @@ class Backfill:
                 watermarks=self.watermarks,
                 switchboard=switchboard,
                 inspect=self.inspect,
+                name_grants=self.name_grants,
                 lock_name=f"{config.schema}.{model.table}",
                 rate=config.backfill.backfills_per_minute,
             )
@@ -202,6 +203,10 @@ class Backfill:
         """Look at a model's tables."""
         async with session.visit(self._dsn(), name=f"inspect {model.table}") as connection:
             return await inspect_walk(connection, self.config, model)
+
+    async def name_grants(self, exc: errors.OutboxdError) -> None:
+        """Name the GRANTs in an error about a privilege."""
+        await access.name_grants(exc, self._dsn, self.config, "daemon")
 
     def metrics(self) -> Metrics:
         """Tell what the last tick has seen."""

@@ -4,7 +4,8 @@ Every error that outboxd raises on purpose.
     OutboxdError
     ├── UsageError                  exit 2    the command line asks for something that cannot be
     ├── ConfigError                 exit 78   the configuration is wrong (all problems at once)
-    ├── SchemaError                 exit 78   the database lacks a table, column, index or privilege
+    ├── SchemaError                 exit 78   the database lacks a table, column or index
+    │   └── PrivilegeError          exit 78   ... or a privilege
     ├── PoolerError                 exit 78   a connection pooler stands where session locks are needed
     ├── FleetError                  exit 78   a living daemon has other outboxes or sharding columns
     ├── StoreUnavailable            exit 69   database or Redis cannot be reached; worth trying again
@@ -65,6 +66,10 @@ class SchemaError(OutboxdError):
     """The database lacks a table, column, index or privilege."""
 
     exit_code = 78
+
+
+class PrivilegeError(SchemaError):
+    """The role that connects lacks a privilege."""
 
 
 class PoolerError(OutboxdError):

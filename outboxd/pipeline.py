@@ -17,157 +17,33 @@ import anyio
 import msgspec
 import structlog
 
-from outboxd import errors, schedule, session
+from outboxd import access, errors
 from outboxd.backfill import Backfill
-from outboxd.bounded import BoundedRun
+from outboxd.branch import Branch
 from outboxd.claims import Claims
 from outboxd.deliver import Delivery
-from outboxd.drain import Drain, Lane
+from outboxd.drain import Drain
 from outboxd.find import Finder, OneShard
-from outboxd.inspection import inspect_table, require_database
+from outboxd.inspection import require_database
 from outboxd.live import Live
-from outboxd.meter import Meter
 from outboxd.options import REFRESH_INTERVAL_S, SwitchBoard
-from outboxd.outbox import Outbox
-from outboxd.readahead import Reader
-from outboxd.schedule import Scheduler
-from outboxd.settle import Settler
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
+    from collections.abc import Callable, Coroutine
 
     from anyio.abc import TaskGroup
 
-    from outboxd.config import Config, OutboxConfig
+    from outboxd.config import Config
     from outboxd.inspection import Table
     from outboxd.model import ShardKey
+    from outboxd.outbox import Outbox
+    from outboxd.privileges import RoleKind
     from outboxd.registry import Registry
-    from outboxd.turn import Turn
 
 log = structlog.get_logger()
 
 SETTLE_AT_END_S_MAX = 10.0
-LOOK_AGAIN_S = 2.0
-BOUNDED_TRIES_MAX = 5
 REMAINING_PAIRS_MAX = 100_000
-
-
-class Branch:
-    """
-    The pipeline of one outbox, from its inspection on. Independent of the other outboxes (I14).
-
-    Args:
-        config: The outbox.
-        pipeline: What all outboxes share.
-    """
-
-    def __init__(self, config: OutboxConfig, pipeline: Pipeline) -> None:
-        self.config = config
-        self._pipeline = pipeline
-        self.bounded = BoundedRun(rounds_max=pipeline.rounds_max) if pipeline.bounded else None
-        self.outbox: Outbox | None = None
-        self.settler: Settler | None = None
-        self.scheduler: Scheduler | None = None
-        self.lane: Lane | None = None
-        self.ready = asyncio.Event()
-        self.meter = Meter()
-        self.claimed = schedule.Counters()
-        self.error: errors.OutboxdError | None = None
-
-    async def run(self, background: TaskGroup) -> None:
-        """Drain until stopped. A missing or changed table is waited for; a bounded run keeps the error and ends."""
-        tries = 0
-        while not self._pipeline.live.stopping:
-            try:
-                table = await self._inspect()
-                if twin := self._pipeline.twin_of(self, table):
-                    names = f'outboxes "{twin.config.name}" and "{self.config.name}"'
-                    self._pipeline.fail(errors.ConfigError([f"{names} are one table: {table.name}"]))
-                    return
-                tries = 0
-                self.ready.set()
-                await self._drain_table(table, background)
-            except errors.OutboxdError as exc:  # also a refused login: passwords rotate
-                tries += 1
-                self._pipeline.live.beat()
-                if self.bounded is not None and (tries >= BOUNDED_TRIES_MAX or exc.exit_code != 69):
-                    self.error = exc
-                    return
-                if tries & (tries - 1) == 0:
-                    log.warning("outbox.not_ready", outbox=self.config.name, error=str(exc), hint=exc.hint or None)
-                await self._pipeline.pause(LOOK_AGAIN_S)
-            else:
-                return
-
-    async def _inspect(self) -> Table:
-        async with session.visit(self._pipeline.dsn(), name=f"inspect {self.config.name}") as connection:
-            return await inspect_table(connection, self.config)
-
-    async def _drain_table(self, table: Table, background: TaskGroup) -> None:
-        pipeline = self._pipeline
-        live = pipeline.live
-        self.outbox = Outbox(self.config.name, table, schema=pipeline.config.schema, dsn=pipeline.dsn)
-        scheduler = Scheduler(
-            self.outbox,
-            pipeline.claims,
-            finder=pipeline.finder_of(self.outbox),
-            live=live,
-            on_claimed=lambda claim, candidate: reader.put(claim, candidate),
-            bounded=self.bounded,
-            counters=self.claimed,
-        )
-        self.scheduler = scheduler
-        self.settler = Settler(
-            self.outbox,
-            live,
-            on_settled=scheduler.settled,
-            on_room=pipeline.drain.queue.look_again,
-            meter=self.meter,
-        )
-        self.settler.gives_up = self.bounded is not None
-
-        def started(turn: Turn) -> None:
-            reader.started(turn)
-            scheduler.started(turn)
-
-        lane = Lane(
-            self.outbox,
-            self.settler,
-            discard_unhandled=self.config.on_unhandled == "discard",
-            on_started=started,
-        )
-        self.lane = lane
-        reader = Reader(lane, pipeline.drain, scheduler, live)
-        await pipeline.claims.listen(f"outboxd_{table.oid}", scheduler.wake)
-        writing, reading = anyio.CancelScope(), anyio.CancelScope()
-        background.start_soon(_run_in, writing, self.settler.run)
-        background.start_soon(_run_in, reading, reader.run)
-        try:
-            await scheduler.schedule_batch()
-        except errors.SchemaError:
-            # Whoever looks at the table anew must find no claim of ours, and no delivery under way.
-            reading.cancel()
-            await lane.close()
-            writing.cancel()
-            await scheduler.let_go()
-            await self.outbox.close()
-            raise
-
-    def stop(self) -> None:
-        """Wake the loops so that they see the stop."""
-        if self.scheduler is not None:
-            self.scheduler.stop()
-
-    async def settle(self) -> None:
-        """Wait until everything handed to the settler is written, or given up."""
-        if self.settler is not None:
-            await self.settler.idle.wait()
-            self.error = self.error or self.settler.error
-
-
-async def _run_in(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
-    with scope:
-        await work()
 
 
 class Pipeline:
@@ -224,6 +100,18 @@ class Pipeline:
             ConfigError, PoolerError, FleetError: Waiting does not help.
             StoreUnavailable, SchemaError: It may help.
         """
+        async with access.naming_grants(self.dsn, self.config, self._kind):
+            await self._open()
+
+    async def name_grants(self, exc: errors.OutboxdError) -> None:
+        """Name the GRANTs in an error about a privilege."""
+        await access.name_grants(exc, self.dsn, self.config, self._kind)
+
+    @property
+    def _kind(self) -> RoleKind:
+        return "daemon" if self._only is None else "operator"
+
+    async def _open(self) -> None:
         await require_database(self.dsn(), self.config)
         await self.claims.open()
         try:

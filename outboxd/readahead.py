@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.claims import Claim
-    from outboxd.drain import Drain, Lane
+    from outboxd.drain import Drain
+    from outboxd.lane import Lane
     from outboxd.live import Live
     from outboxd.model import KnownFailure
     from outboxd.schedule import Scheduler

@@ -10,7 +10,8 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from outboxd.pipeline import Branch, Pipeline
+    from outboxd.branch import Branch
+    from outboxd.pipeline import Pipeline
 
 WINDOW_S_MIN = 15.0
 WINDOW_POLLS = 10

@@ -20,7 +20,8 @@ from outboxd.outbox import renderer_of
 from outboxd.session import Session
 
 if TYPE_CHECKING:
-    from outboxd.pipeline import Branch, Pipeline
+    from outboxd.branch import Branch
+    from outboxd.pipeline import Pipeline
 
 log = structlog.get_logger()
 

@@ -105,7 +105,7 @@ def _translate_server(exc: asyncpg.PostgresError, doing: str) -> errors.OutboxdE
     if state in _MISSING:
         return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd migrate`.")
     if state == _PRIVILEGE:
-        return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd check`: it names the missing GRANT.")
+        return errors.PrivilegeError(f"{doing}: {exc}", hint="Run `outboxd check`: it names the missing GRANT.")
     # The details of a constraint are the row itself.
     text = exc.args[0] if state.startswith(_CONSTRAINT_CLASS) else exc
     return errors.StatementFailed(f"{doing}: {text}", sqlstate=state)

@@ -73,6 +73,7 @@ class Walker:
         watermarks: Where the walk is.
         switchboard: Options and pauses.
         inspect: Looks at a model's tables.
+        name_grants: Names the GRANTs in an error about a privilege.
         lock_name: What stands for the walk among the locks of the database.
         rate: Messages a minute; 0 pauses every walk.
     """
@@ -86,6 +87,7 @@ class Walker:
         watermarks: Watermarks,
         switchboard: SwitchBoard,
         inspect: Callable[[ModelConfig], Awaitable[Walk]],
+        name_grants: Callable[[errors.OutboxdError], Awaitable[None]],
         lock_name: str,
         rate: int,
     ) -> None:
@@ -99,6 +101,7 @@ class Walker:
         self._watermarks = watermarks
         self._switchboard = switchboard
         self._inspect = inspect
+        self._name_grants = name_grants
         self._lock_name = lock_name
         self._rate = rate
         self._walk: Walk | None = None
@@ -124,6 +127,7 @@ class Walker:
             raise
         except errors.OutboxdError as exc:
             await self._release_quietly()
+            await self._name_grants(exc)
             self.fail(exc)
             return None
         except Exception as exc:  # ours: one model must not end the daemon (I14)

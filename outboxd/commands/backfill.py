@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import uuid
 from collections import deque
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from outboxd import backfill_display, backfill_report, choose, errors, inspection, session, suggest
+from outboxd import access, backfill_display, backfill_report, choose, errors, inspection, session, suggest
 from outboxd.backfill import Backfill, find_replication_version
 from outboxd.commands import shared
 from outboxd.load import Loaded, read_secret, session_dsn
@@ -278,21 +279,19 @@ async def _opened(loaded: Loaded) -> AsyncIterator[Backfill]:
     """
     config = loaded.config
     config.require_outboxes()
-    await inspection.require_database(session_dsn(loaded), config)
-    switchboard = SwitchBoard(config, lambda: session_dsn(loaded))
-    backfill = Backfill(
-        config,
-        switchboard,
-        lambda: session_dsn(loaded),
-        lambda: read_secret(loaded, "redis_url"),
-        is_stopping=lambda: False,
-    )
-    try:
-        await switchboard.refresh()
-        yield backfill
-    finally:
-        await backfill.close()
-        await switchboard.close()
+    dsn = functools.partial(session_dsn, loaded)
+    async with access.naming_grants(dsn, config, "daemon"):
+        await inspection.require_database(dsn(), config)
+        switchboard = SwitchBoard(config, dsn)
+        backfill = Backfill(
+            config, switchboard, dsn, lambda: read_secret(loaded, "redis_url"), is_stopping=lambda: False
+        )
+        try:
+            await switchboard.refresh()
+            yield backfill
+        finally:
+            await backfill.close()
+            await switchboard.close()
 
 
 def _choose(backfill: Backfill, tables: Sequence[str]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import choose, enqueue, load, session
+from outboxd import access, choose, enqueue, load, session
 
 if TYPE_CHECKING:
     from outboxd.commands import Context
@@ -54,10 +55,6 @@ def command(
 
 
 async def _write(loaded: Loaded, new: enqueue.NewMessage) -> tuple[str, int]:
-    # The direct connection where there is one: a pooler in transaction mode knows no prepared statements.
-    dsn = load.read_secret(loaded, "session_dsn") or load.read_secret(loaded, "dsn")
-    connection = await session.connect(dsn, name="enqueue")
-    try:
+    dsn = functools.partial(load.session_dsn, loaded)
+    async with access.naming_grants(dsn, loaded.config, "producer"), session.visit(dsn(), name="enqueue") as connection:
         return await enqueue.enqueue(connection, loaded.config, new)
-    finally:
-        await session.close_quietly(connection)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-import outboxd.pipeline
+import outboxd.branch
 from outboxd.migrate import create_statements
 from tests.drains import (
     CONTROL,
@@ -33,7 +33,7 @@ BOTH = configure(REGION, CONTROL)
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at a missing table again after a moment."""
-    monkeypatch.setattr(outboxd.pipeline, "LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr(outboxd.branch, "LOOK_AGAIN_S", 0.05)
 
 
 def of_outbox(seen: Recorder, name: str) -> list[int]:

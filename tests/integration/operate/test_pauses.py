@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 
@@ -385,55 +384,3 @@ async def test_resume_now_passes_over_an_outbox_that_is_broken_and_says_so(
 
     assert "there is no table control_outbox" in done.stderr
     assert await due(connection) == [(1, 4), (1, 2)]
-
-
-# --- privileges --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "granted", "expected"),
-    [
-        (("pause", *SHARD), "", "GRANT USAGE ON SCHEMA outboxd TO"),
-        (("pause", "--list"), "", "GRANT USAGE ON SCHEMA outboxd TO"),
-        (("pause", "--outbox", "region"), "SELECT", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"),
-        (("resume", "1"), "SELECT", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"),
-        (("options", "set", SHARDS, "[1]"), "SELECT", "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"),
-        (("options", "list"), "", "GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO"),
-        (("retry", "0", "1", "--outbox", "region"), "SELECT", "GRANT SELECT, INSERT, UPDATE, DELETE ON"),
-    ],
-)
-async def test_a_missing_privilege_is_answered_with_its_grant(
-    here: Here,
-    database: str,
-    connection: asyncpg.Connection,
-    arguments: tuple[str, ...],
-    granted: str,
-    expected: str,
-) -> None:
-    role = f"clerk_{await connection.fetchval('SELECT oid FROM pg_database WHERE datname = current_database()')}"
-    await write(connection, due_in_s=3600)
-    await connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
-    try:
-        if granted:
-            await connection.execute(
-                f"GRANT USAGE ON SCHEMA outboxd TO {role};"
-                f"GRANT {granted} ON ALL TABLES IN SCHEMA outboxd, public TO {role}"
-            )
-        here.configure(dsn=_as_role(database, role))
-
-        error = await here.refused(*arguments, code=78)
-
-        assert "permission denied" in error
-        assert expected in error
-        grants = [line.strip() for line in error.splitlines() if line.startswith("  GRANT")]
-        for grant in grants:
-            await connection.execute(grant)
-        await here.run(*arguments, code=1 if arguments[0] == "resume" else 0)
-    finally:
-        await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
-
-
-def _as_role(dsn: str, role: str) -> str:
-    parts = urlsplit(dsn)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit(parts._replace(netloc=f"{role}:x@{host}"))
