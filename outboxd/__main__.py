@@ -11,13 +11,23 @@ from outboxd import commands
 
 def main() -> None:
     """Run the command line of this process and exit with its code."""
+    _open_what_is_closed()
     code = commands.run()
-    for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.flush()
+    sys.stdout.flush()
+    sys.stderr.flush()
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
         os._exit(code)  # a receiver that was given up still runs in a thread, and Python would wait for it
     sys.exit(code)
+
+
+def _open_what_is_closed() -> None:
+    """Lead streams that were closed before we started to nowhere: else a connection would get their descriptor."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from outboxd.model import ShardKey
 
 Categories = Sequence[int] | None
+OnRetried = Callable[[Sequence["Stuck"]], Awaitable[None]]
 
 _STATEMENTS = sql.load("acts.sql")
 
@@ -127,6 +128,24 @@ async def retry_shard(connection: asyncpg.Connection, config: Config, one: Stuck
     return await _retry_page(connection, config, [one], categories)
 
 
+async def make_due(
+    connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], categories: Categories = None
+) -> int:
+    """
+    Do that for shards of one outbox in a transaction of its own.
+
+    Again, when it has met a drain that moves the same messages in another order.
+    """
+    for tries_left in reversed(range(DEADLOCK_TRIES)):
+        try:
+            async with transaction(connection):
+                return await _retry_page(connection, config, page, categories)
+        except errors.StatementFailed as exc:
+            if exc.sqlstate != _DEADLOCK or not tries_left:
+                raise
+    raise AssertionError
+
+
 async def _retry_page(
     connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], categories: Categories
 ) -> int:
@@ -152,6 +171,19 @@ async def has_messages(connection: asyncpg.Connection, config: Config, one: Stuc
     with inspection.translated(f"looking at a shard of outbox {one.outbox.name}"):
         found: bool = await connection.fetchval(statement, *one.shard)
     return found
+
+
+async def find_categories(
+    connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], rows_max: int
+) -> list[set[int]]:
+    """Tell of which categories the first messages of shards of one outbox are, at most so many messages each."""
+    outbox, table = page[0].outbox, page[0].table
+    statement = renderer_of(table, config.schema).render(_STATEMENTS["categories_of_shards"])
+    shards = [list(column) for column in zip(*(one.shard for one in page), strict=True)]
+    with inspection.translated(f"looking at shards of outbox {outbox.name}"):
+        async with transaction(connection):
+            rows = await connection.fetch(statement, rows_max, *shards)
+    return [set(row[0]) for row in rows]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,8 +233,8 @@ class Retry:
         """Tell how many shards it is about; problems are left to `run`."""
         return sum([len(page) for outbox in self._outboxes async for page in self._pages(outbox, [])])
 
-    async def run(self, on_retried: Callable[[Stuck], None] = lambda _: None) -> None:
-        """Make them due, and tell of each."""
+    async def run(self, on_retried: OnRetried | None = None) -> None:
+        """Make them due, and tell of each page."""
         for outbox in self._outboxes:
             refused: list[errors.OutboxdError] = []
             async with contextlib.aclosing(self._pages(outbox, self.problems)) as pages:
@@ -214,12 +246,10 @@ class Retry:
                         break
             self.problems += refused
 
-    async def _retry(
-        self, page: list[Stuck], refused: list[errors.OutboxdError], on_retried: Callable[[Stuck], None]
-    ) -> None:
+    async def _retry(self, page: list[Stuck], refused: list[errors.OutboxdError], on_retried: OnRetried | None) -> None:
         """Make a page due; when that is refused, shard by shard."""
         try:
-            moved = await self._move(page)
+            moved = await make_due(self._connection, self._config, page, self._wanted.categories)
         except errors.StatementFailed as exc:
             if len(page) == 1:
                 refused.append(exc)
@@ -227,23 +257,12 @@ class Retry:
         else:
             self.messages += moved
             self.shards += len(page)
-            for one in page:
-                on_retried(one)
+            if on_retried is not None:
+                await on_retried(page)
             return
         for one in page:
             if len(refused) < REFUSED_MAX:
                 await self._retry([one], refused, on_retried)
-
-    async def _move(self, page: list[Stuck]) -> int:
-        """Make a page due; again, when it has met a drain that moves the same messages in another order."""
-        for tries_left in reversed(range(DEADLOCK_TRIES)):
-            try:
-                async with transaction(self._connection):
-                    return await _retry_page(self._connection, self._config, page, self._wanted.categories)
-            except errors.StatementFailed as exc:
-                if exc.sqlstate != _DEADLOCK or not tries_left:
-                    raise
-        raise AssertionError
 
     async def _pages(self, outbox: OutboxConfig, problems: list[errors.OutboxdError]) -> AsyncGenerator[list[Stuck]]:
         try:

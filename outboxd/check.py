@@ -161,7 +161,7 @@ async def _check_database(
     if kinds != ["producer"]:  # which needs, and may see, nothing of outboxd's own schema
         try:
             await inspection.require_schema(connection, config)
-            findings.append(Finding("ok", "schema", f"{config.schema} is at the newest migration"))
+            findings.append(Finding("ok", "schema", f"{config.schema}: the newest migration is applied"))
         except errors.OutboxdError as exc:
             findings += error_findings("schema", exc)
     tables: dict[int, str] = {}

@@ -25,13 +25,9 @@ _WORD = re.compile(r"\s?\S+")
 _TO_COPY = re.compile(r"\s*(?:->|GRANT |ALTER |CREATE )|.*: outboxd ")
 
 
-def is_terminal(stream: TextIO | None) -> bool:
-    """
-    Whether it can be drawn on; None: it was closed before we started.
-
-    Not rich's own idea: FORCE_COLOR would make a terminal of a pipe.
-    """
-    return stream is not None and stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+def is_terminal(stream: TextIO) -> bool:
+    """Whether it can be drawn on. Not rich's own idea: FORCE_COLOR would make a terminal of a pipe."""
+    return stream.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
 
 
 def aligned(rows: Sequence[Sequence[str]], *, indent: str = "") -> list[str]:
@@ -173,10 +169,22 @@ def show_lines(lines: Iterable[str], *, hang: int = 4, err: bool = False) -> Non
         hang: Columns by which what is folded stands further right than its line.
         err: To stderr.
     """
-    width = shutil.get_terminal_size().columns if is_terminal(sys.stderr if err else sys.stdout) else 0
-    for text in lines:
-        line = _printable(text)
-        click.echo(line if not width or _TO_COPY.match(line) else _hanging(line, width, " " * hang), err=err)
+    for line in lines:
+        click.echo(fitting(line, hang=hang, err=err), err=err)
+
+
+def fitting(line: str, *, hang: int = 4, err: bool = False) -> str:
+    """Return one line as `show_lines` prints it."""
+    stream = sys.stderr if err else sys.stdout
+    shown = _printable(line)
+    if not is_terminal(stream) or _TO_COPY.match(shown):
+        return shown
+    return _hanging(shown, shutil.get_terminal_size().columns, " " * hang)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one sentence, or some lines of them, as `show_lines` does."""
+    show_lines(text.splitlines(), err=err)
 
 
 def _hanging(line: str, width: int, hang: str) -> str:

@@ -192,7 +192,9 @@ class _Examination:
                 self.found["database"].append(Finding("error", "privileges", text, "\n".join(grants)))
                 return
             await inspection.require_schema(self.connection, self.config)
-            self.found["database"].append(Finding("ok", "schema", f"{self.config.schema} is at the newest migration"))
+            self.found["database"].append(
+                Finding("ok", "schema", f"{self.config.schema}: the newest migration is applied")
+            )
 
     @contextlib.asynccontextmanager
     async def _bounded(self, name: str) -> AsyncIterator[None]:

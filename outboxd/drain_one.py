@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from outboxd.registry import Registry
 
 
+CATEGORY_ROWS_MAX = 100_000
+"""Messages of the shard, at most, that are looked at for categories that are off."""
+
+
 class Asked(msgspec.Struct, frozen=True):
     """What a command line asks for; `shard` as it was typed."""
 
@@ -64,7 +68,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         failed: Deliveries that failed.
         buried: Groups that were buried.
         remaining: Messages that are in the shard at the end.
-        categories_off: Categories of the scope that are switched off, whose messages are left where they are.
+        categories_off: Categories that are switched off, of which messages are left in the shard.
         failures: What is known to fail in it, also what failed before and was not tried.
         stopped: Why it ended before its time: `signal`, `hard stop`, `endless` (receivers write messages on and on),
             `switched off` meanwhile, `lost` (somebody else has the shard), or None.
@@ -125,8 +129,10 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
     if branch.error is not None:
         raise branch.error
     failures = await _failures(pipeline, target.shard)
-    async with access.opened(loaded, "operator", name="drain") as connection, acts.transaction(connection):
-        remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
+    async with access.opened(loaded, "operator", name="drain") as connection:
+        async with acts.transaction(connection):
+            remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
+        left = (await acts.find_categories(connection, loaded.config, [target.stuck], CATEGORY_ROWS_MAX))[0]
     totals = pipeline.totals()
     return Result(
         outbox=asked.outbox.name,
@@ -139,7 +145,7 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
         failed=totals["failures"],
         buried=totals["buried"],
         remaining=remaining,
-        categories_off=_categories_off(pipeline, target),
+        categories_off=_categories_off(pipeline, left),
         failures=failures,
         stopped=stop.reason() if remaining else None,
         unreadable=bool(branch.bounded and branch.bounded.failed and not totals["failures"]),
@@ -156,6 +162,10 @@ class _Target(msgspec.Struct, frozen=True):
     scope: str
     identifier: Any
 
+    @property
+    def stuck(self) -> acts.Stuck:
+        return acts.Stuck(self.asked.outbox, self.table, self.shard)
+
 
 async def _find(connection: asyncpg.Connection, config: Config, asked: Asked) -> _Target:
     table = await inspection.inspect_table(connection, asked.outbox)
@@ -168,8 +178,8 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     """Win the shard, make it due, and tell how many messages it has."""
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
+    await acts.make_due(connection, pipeline.config, [target.stuck])
     async with acts.transaction(connection):
-        await acts.retry_shard(connection, pipeline.config, acts.Stuck(target.asked.outbox, target.table, target.shard))
         return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
 
 
@@ -259,10 +269,10 @@ def _remedy(row: switching.Row) -> str:
     return f"`outboxd resume {row['id']}`" if row["id"] is not None else f"`outboxd options set {row['option']} …`"
 
 
-def _categories_off(pipeline: Pipeline, target: _Target) -> list[str]:
-    off = pipeline.live.switches.categories
-    categories = pipeline.config.categories.items()
-    return [name for name, category in categories if category.value in off and category.scope == target.scope]
+def _categories_off(pipeline: Pipeline, left: set[int]) -> list[str]:
+    off = pipeline.live.switches.categories & left
+    names = {category.value: name for name, category in pipeline.config.categories.items()}
+    return [names.get(number, str(number)) for number in sorted(off)]
 
 
 async def _failures(pipeline: Pipeline, shard: ShardKey) -> list[StillFailing]:

@@ -201,10 +201,9 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """
     try:
         result = cli.main(arguments, prog_name="outboxd", standalone_mode=False)
-        if sys.stdout is not None:  # None where it was closed before we started
-            sys.stdout.flush()
+        sys.stdout.flush()
     except click.ClickException as exc:
-        exc.show()
+        _report_usage(exc)
         return exc.exit_code
     except errors.OutboxdError as exc:
         report(exc)
@@ -216,7 +215,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if exc.errno not in OUTPUT_ERRORS:
             raise
         _forget_stdout()
-        click.echo(f"error: cannot write the output: {exc.strerror}", err=True)
+        display.say(f"error: cannot write the output: {exc.strerror}", err=True)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -227,9 +226,20 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def report(exc: errors.OutboxdError) -> None:
     """Print an expected error, and what to do about it, on stderr."""
-    display.show_lines(f"error: {exc}".splitlines(), err=True)
+    display.say(f"error: {exc}", err=True)
     if exc.hint:
-        display.show_lines(f"hint: {exc.hint}".splitlines(), err=True)
+        display.say(f"hint: {exc.hint}", err=True)
+
+
+def _report_usage(exc: click.ClickException) -> None:
+    """Print what click has found wrong with a command line as all other errors are printed."""
+    if isinstance(exc, click.exceptions.NoArgsIsHelpError):  # it carries the help itself
+        exc.show()
+        return
+    text = exc.format_message().rstrip(".")
+    context = exc.ctx if isinstance(exc, click.UsageError) else None
+    hint = f"See: {context.command_path} --help" if context is not None else ""
+    report(errors.UsageError(text[:1].lower() + text[1:], hint=hint))
 
 
 def _forget_stdout() -> None:

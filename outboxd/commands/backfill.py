@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from outboxd import access, backfill_display, backfill_report, choose, errors, inspection, session, suggest
+from outboxd import access, backfill_display, backfill_report, choose, display, errors, inspection, session, suggest
 from outboxd.backfill import Backfill, find_replication_version
 from outboxd.commands import shared
 from outboxd.load import Loaded, read_secret, session_dsn
@@ -90,7 +90,7 @@ def plan(context: Context, *, tables: tuple[str, ...], as_json: bool) -> int:
     else:
         rate = loaded.config.backfill.backfills_per_minute
         lines = [line for each in found for line in backfill_display.plan_lines(each, rate)]
-        click.echo("\n".join(lines or [backfill_display.NO_MODEL]))
+        display.say("\n".join(lines or [backfill_display.NO_MODEL]))
     return BROKEN if any(each.condition == "broken" for each in found) else 0
 
 
@@ -191,33 +191,33 @@ async def _run(loaded: Loaded, tables: Sequence[str], *, force_synchronous: bool
         interrupt.listen()
         backfill.is_stopping = lambda: interrupt.happened
         drainer = backfill_run.Drainer(loaded, built, interrupt) if built is not None else None
-        display = backfill_display.Display(backfill, await backfill_report.statuses(backfill), loaded.config.log)
+        screen = backfill_display.Display(backfill, await backfill_report.statuses(backfill), loaded.config.log)
         foreground = backfill_run.Foreground(
-            backfill, interrupt, force_synchronous=force_synchronous, on_tick=display.show, drainer=drainer
+            backfill, interrupt, force_synchronous=force_synchronous, on_tick=screen.show, drainer=drainer
         )
         try:
-            with display:
+            with screen:
                 await foreground.run()
         except asyncio.CancelledError:
             if not interrupt.happened:
                 raise
         finally:
             for walker in walkers:
-                click.echo(backfill_display.result_line(backfill, walker))
+                display.say(backfill_display.result_line(backfill, walker))
         return _outcome(backfill, interrupt, drainer)
 
 
 def _outcome(backfill: Backfill, interrupt: Interrupt, drainer: Drainer | None) -> int:
     """Say what is left to say, and tell the exit code."""
     if drainer is not None:
-        click.echo(f"delivered {drainer.delivered:,}; {drainer.failures:,} deliveries failed")
+        display.say(f"delivered {drainer.delivered:,}; {drainer.failures:,} deliveries failed")
     conditions = {walker.table: walker.progress.condition for walker in backfill.walkers}
     if interrupt.happened:
-        click.echo("interrupted: the next run, or a daemon, goes on where it is", err=True)
+        display.say("interrupted: the next run, or a daemon, goes on where it is", err=True)
         return INTERRUPTED
     if "broken" in conditions.values():
         broken = ", ".join(table for table, condition in conditions.items() if condition == "broken")
-        click.echo(f"error: cannot be walked: {broken}", err=True)
+        display.say(f"error: cannot be walked: {broken}", err=True)
         return BROKEN
     is_done = all(condition == "finished" for condition in conditions.values())
     return 0 if is_done and not (drainer is not None and drainer.failures) else 1
@@ -261,7 +261,7 @@ def _move(loaded: Loaded, table: str, before: str, after: State, *, yes: bool, q
     if not yes:
         shared.ask(f"{question} (now: {before})")
     asyncio.run(_set(loaded, table, after))
-    click.echo(f"{table}: version {after.version}, low bound {after.low_bound} (was: {before})")
+    display.say(f"{table}: version {after.version}, low bound {after.low_bound} (was: {before})")
 
 
 async def _set(loaded: Loaded, table: str, state: State) -> None:

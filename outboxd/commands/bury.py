@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import access, burial, choose, errors, switching
+from outboxd import access, burial, choose, display, errors, switching
 from outboxd.commands import shared
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command(
     for buried in asyncio.run(_bury(loaded, chosen, ids, reason, region)):
         subject = f"{names.get(buried.category, buried.category)} {buried.object_identifier}"
         due = "; the rest of its shard is due" if buried.unblocks else ""
-        click.echo(f"message {buried.message} ({subject}) is dead letter {buried.letter}{due}")
+        display.say(f"message {buried.message} ({subject}) is dead letter {buried.letter}{due}")
 
 
 async def _bury(

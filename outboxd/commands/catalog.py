@@ -7,24 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import registry
-from outboxd.display import aligned
+from outboxd import display, registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from outboxd.commands import Context
     from outboxd.config import Config
     from outboxd.registry import Registry
 
 Rows = list[dict[str, Any]]
 
-_TITLES = {
-    "scopes": ("value", "name", "tag"),
-    "categories": ("value", "name", "scope", "coalesce", "on_error", "max_attempts"),
-    "outboxes": ("name", "table", "silo", "key_type", "on_unhandled"),
-    "models": ("table", "outbox", "category", "replication_version"),
+# Titles, and the columns of prose that are folded.
+_COLUMNS: dict[str, list[str]] = {
+    "scopes": ["value", "name", "tag", "option that switches shards off"],
+    "categories": ["value", "name", "scope", "coalesce", "on_error", "max_attempts", "received by"],
+    "outboxes": ["name", "table", "silo", "key_type", "on_unhandled", "sharded by"],
+    "models": ["table", "outbox", "category", "version", "shard", "object"],
 }
+_FOLDED = ("option that switches shards off", "received by", "sharded by", "shard")
 
 
 @click.command(name="catalog")
@@ -35,10 +34,13 @@ def command(context: Context, *, as_json: bool) -> None:
     loaded = context.load()
     built = registry.assemble(loaded.config, loaded.folder)
     document = catalog(loaded.config, built)
-    click.echo(json.dumps(document, indent=2) if as_json else "\n".join(_text(document)))
+    if as_json:
+        click.echo(json.dumps(document, indent=2))
+    else:
+        _show(document)
     if not built.receiver_count:
-        click.echo("warning: no receiver is registered: no message can be delivered", err=True)
-        click.echo("hint: Name the modules with your @receiver functions in [receivers] modules.", err=True)
+        display.say("warning: no receiver is registered: no message can be delivered", err=True)
+        display.say("hint: Name the modules with your @receiver functions in [receivers] modules.", err=True)
 
 
 def catalog(config: Config, built: Registry) -> dict[str, Rows]:
@@ -78,33 +80,24 @@ def _categories(config: Config, built: Registry) -> Rows:
     ]
 
 
-def _text(document: dict[str, Rows]) -> Iterator[str]:
-    for kind, titles in _TITLES.items():
-        rows = document[kind]
-        cells = ([_cell(row[title]) for title in titles] for row in rows)
-        header, *lines = aligned([titles, *cells], indent="  ")
-        yield f"{kind} ({len(rows)})"
+def _show(document: dict[str, Rows]) -> None:
+    for kind, rows in document.items():
+        display.say(f"{kind} ({len(rows)})")
         if rows:
-            yield header
-        for line, row in zip(lines, rows, strict=True):
-            yield line
-            yield from (f"      {detail}" for detail in _details(kind, row))
-        yield ""
+            cells = [[str(cell) for cell in _cells(kind, row)] for row in rows]
+            display.show_table(_COLUMNS[kind], cells, right=("value", "max_attempts", "version"), folds=_FOLDED)
+        click.echo()
 
 
-def _details(kind: str, row: dict[str, Any]) -> list[str]:
-    """Return what would make a table too wide; a line each, under the row."""
+def _cells(kind: str, row: dict[str, Any]) -> list[Any]:
     if kind == "scopes":
-        return [f"can be switched off by option {row['disabled_shards_option']}"]
+        return [row["value"], row["name"], row["tag"], row["disabled_shards_option"]]
     if kind == "categories":
-        return [f"received by {name}" for name in row["receivers"]] or ["received by nobody"]
+        coalesce, receivers = "yes" if row["coalesce"] else "no", ", ".join(row["receivers"]) or "nobody"
+        return [row["value"], row["name"], row["scope"], coalesce, row["on_error"], row["max_attempts"], receivers]
     if kind == "outboxes":
-        return [f"sharded by {', '.join(row['sharding_columns'])}"]
+        columns = ", ".join(row["sharding_columns"])
+        return [row["name"], row["table"], row["silo"], row["key_type"], row["on_unhandled"], columns]
     shard = row["shard_identifier"] or row["shard_identifier_sql"]
-    return [f"shard {shard}, object {row['object_identifier']}"]
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)
+    version = row["replication_version"]
+    return [row["table"], row["outbox"], row["category"], version, shard, row["object_identifier"]]

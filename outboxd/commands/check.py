@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import check, findings
+from outboxd import check, display, findings
 
 if TYPE_CHECKING:
     from outboxd.commands import Context
@@ -38,5 +38,5 @@ def command(context: Context, /, *, as_json: bool, kinds: tuple[RoleKind, ...], 
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in found], indent=2))
     else:
-        click.echo("\n".join(findings.lines(found)))
+        display.say("\n".join(findings.lines(found)))
     return findings.exit_code(found)

@@ -108,7 +108,10 @@ def show(context: Context, /, *, letter: int, as_json: bool, as_sql: bool) -> No
     text = asyncio.run(_fetch_text(loaded, asked))
     if text is None:
         raise errors.ActRefused(f"there is no dead letter {letter}", hint="`outboxd dead-letters list` shows them.")
-    click.echo(_formatted(text) if as_json else "\n".join(_lines_of(text)))
+    if as_json:
+        click.echo(_formatted(text))
+    else:
+        _show(text)
 
 
 @command.command()
@@ -204,10 +207,10 @@ async def _retry(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
             shared.ask(f"Put back {_in_words(wanted)}?")
         stayed = sum([await _retry_in(connection, loaded.config, o, selection, counted) for o in outboxes])
     for name in counted.by_outbox.keys() - configured.keys():
-        click.echo(f"outbox {name}: {_many(counted.by_outbox[name])} stay: {_why_not(loaded.config, name)}", err=True)
+        display.say(f"outbox {name}: {_many(counted.by_outbox[name])} stay: {_why_not(loaded.config, name)}", err=True)
         stayed += counted.by_outbox[name]
     if not counted.total:
-        click.echo("no dead letter is meant")
+        display.say("no dead letter is meant")
     return STAYED if stayed else 0
 
 
@@ -219,9 +222,9 @@ async def _retry_in(
     try:
         await dead_letters.retry(connection, config, outbox, selection, tally, until=counted.newest_id)
     finally:  # also when interrupted: each batch is committed
-        click.echo(f"outbox {outbox.name}: {_many(tally.moved)} put back, due now")
+        display.say(f"outbox {outbox.name}: {_many(tally.moved)} put back, due now")
     if tally.stayed:
-        click.echo(
+        display.say(
             f"outbox {outbox.name}: {_many(tally.stayed)} stay: their ids are taken in the outbox,"
             " or they have headers and the table has no such column",
             err=True,
@@ -239,7 +242,7 @@ async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
             if counted.total:
                 await dead_letters.purge(connection, loaded.config, selection, tally, until=counted.newest_id)
         finally:
-            click.echo(f"{_many(tally.moved)} deleted")
+            display.say(f"{_many(tally.moved)} deleted")
     return 0
 
 
@@ -265,14 +268,14 @@ def _why_not(config: Config, outbox: str) -> str:
 
 def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
     if not found:
-        click.echo("no dead letters")
+        display.say("no dead letters")
         return
     several = len({row["outbox"] for row in found}) > 1
     titles = ["id", "buried (UTC)", *(["outbox"] if several else []), "shard", "category", "object", "tries", "reason"]
     cells = [_cells(row, several=several) for row in found]
     display.show_table(titles, cells, right=("id", "tries"), folds=("reason",))
     if len(found) == limit:
-        click.echo(f"the newest {limit}: --limit shows more", err=True)
+        display.say(f"the newest {limit}: --limit shows more", err=True)
 
 
 def _cells(row: dict[str, Any], *, several: bool) -> list[str]:
@@ -298,12 +301,13 @@ def _formatted(text: str) -> str:
         return text
 
 
-def _lines_of(text: str) -> list[str]:
-    """Write one dead letter for people; payload and headers keep all digits of their numbers."""
+def _show(text: str) -> None:
+    """Show one dead letter to people; payload and headers keep all digits of their numbers, and are not folded."""
     try:
         row = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
     except RecursionError:
-        return [text]
+        click.echo(text)
+        return
     plain = {name: msgspec.json.decode(raw) for name, raw in row.items() if name not in ("payload", "headers")}
     region = f" in {plain['region_name']}" if plain["region_name"] is not None else ""
     about = {
@@ -317,8 +321,7 @@ def _lines_of(text: str) -> list[str]:
         "attempts": str(plain["attempts"]),
         "reason": plain["reason"] or "",
     }
-    contents = [name for name in ("payload", "headers") if bytes(row[name]) != b"null"]
-    lines = display.aligned([(f"{title}:", display.one_line(value)) for title, value in about.items()])
-    for name in contents:
-        lines += [f"{name}:", textwrap.indent(_formatted(bytes(row[name]).decode()), "  ")]
-    return lines
+    display.show_lines(display.aligned([(f"{title}:", display.one_line(value)) for title, value in about.items()]))
+    for name in ("payload", "headers"):
+        if bytes(row[name]) != b"null":
+            click.echo(f"{name}:\n{textwrap.indent(_formatted(bytes(row[name]).decode()), '  ')}")

@@ -78,7 +78,7 @@ def _lines(result: Result) -> list[str]:
         lines.append("there was no message in it")
     if result.remaining:
         lines.append(f"left in the shard: {result.remaining:,}")
-        if result.categories_off and not result.failures:
+        if result.categories_off:
             lines.append(f"categories that are switched off stay: {', '.join(result.categories_off)}")
     lines += [_line_of(failure) for failure in result.failures[:FAILURES_SHOWN_MAX]]
     hidden = len(result.failures) - FAILURES_SHOWN_MAX

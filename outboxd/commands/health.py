@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import contract, errors
+from outboxd import contract, display, errors
 from outboxd.commands import shared
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def command(context: Context, *, live: bool, as_json: bool) -> int:
     if as_json:
         shared.echo_json({"healthy": healthy, "reasons": reasons})
     elif healthy:
-        click.echo("alive" if live else "ready")
+        display.say("alive" if live else "ready")
     else:
-        click.echo("\n".join([f"not {'alive' if live else 'ready'}", *(f"  {reason}" for reason in reasons)]))
+        display.say("\n".join([f"not {'alive' if live else 'ready'}", *(f"  {reason}" for reason in reasons)]))
     return 0 if healthy else 1
 
 

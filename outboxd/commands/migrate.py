@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import load, migrate, migration_script, session
+from outboxd import display, load, migrate, migration_script, session
 
 if TYPE_CHECKING:
     from outboxd.commands import Context
@@ -31,7 +31,7 @@ def command(context: Context, *, as_sql: bool, notify: bool) -> None:
         click.echo(migration_script.migration_sql(loaded.config, notify=notify), nl=False)
         return
     done = asyncio.run(_migrate(loaded, notify=notify))
-    click.echo("\n".join(done) if done else "nothing to do: the database is up to date")
+    display.say("\n".join(done) if done else "nothing to do: the database is up to date")
 
 
 async def _migrate(loaded: Loaded, *, notify: bool) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, choose, diagnosis, diagnosis_display
+from outboxd import access, choose, diagnosis, diagnosis_display, display
 from outboxd.commands import shared
 from outboxd.query import fetch
 
@@ -68,7 +68,7 @@ def command(
     rows, now, is_partial = asyncio.run(ask())
     if is_partial:
         looked_at = f"only the newest {diagnosis.BOUNDS.object_rows:,} messages were looked at"
-        click.echo(f"note: {looked_at}; there may be older ones", err=True)
+        display.say(f"note: {looked_at}; there may be older ones", err=True)
     if as_json:
         shared.echo_json(rows)
     else:

@@ -52,7 +52,7 @@ def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> 
     elif rows:
         display.show_lines(line for row in rows for line in _lines(row))
     else:
-        click.echo("no option is set")
+        display.say("no option is set")
 
 
 @command.command(name="get")
@@ -78,7 +78,7 @@ def get(context: Context, *, key: str, as_json: bool, as_sql: bool) -> int:
     elif row["state"] != "not set":
         click.echo(_json(row["value"]))
     if row["state"] != "in force":
-        click.echo(f"{key} is {row['state']}", err=True)
+        display.say(f"{key} is {row['state']}", err=True)
     return 0 if row["state"] == "in force" else NOT_SET
 
 
@@ -102,7 +102,7 @@ def set_(
     row, before = asyncio.run(_set(context.load(), key, text, by))
     was = "" if before["state"] == "not set" else f" (was: {_json(before['value'])}, {before['state']})"
     label = f"{key} = {_json(row['value'])}"
-    click.echo(about(label, row["updated_by"], row["reason"], row["expires_at"]) + was)
+    display.say(about(label, row["updated_by"], row["reason"], row["expires_at"]) + was)
 
 
 @command.command(name="unset")
@@ -119,10 +119,10 @@ def unset(context: Context, *, key: str, reason: str | None, expires: str | None
     by = shared.by(reason, expires)
     done = asyncio.run(_unset(context.load(), key, by))
     if done == "not set":
-        click.echo(f"{key} is not set", err=True)
+        display.say(f"{key} is not set", err=True)
         return NOT_SET
     again = f"; it comes back after {expires}" if done == "lifted" else "; it does not come back: it ends before that"
-    click.echo(f"{key} is unset{again if expires else ''}")
+    display.say(f"{key} is unset{again if expires else ''}")
     if by.reason:
         _log.info("option.unset", key=key, reason=by.reason, author=by.author, expires=expires)
     return 0

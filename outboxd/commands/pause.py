@@ -66,7 +66,7 @@ def command(
     if as_json:
         shared.echo_json([row])
     else:
-        click.echo(f"paused: {switching.subject(row)}, {switching.origin(row)}")
+        display.say(f"paused: {switching.subject(row)}, {switching.origin(row)}")
 
 
 def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
@@ -84,7 +84,7 @@ def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
         if notes:
             display.show_lines(["", *notes])
     else:
-        click.echo("nothing is switched off")
+        display.say("nothing is switched off")
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:

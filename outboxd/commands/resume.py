@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, acts, command_line, errors, log, setting, switching
+from outboxd import access, acts, command_line, display, errors, log, setting, switching
 from outboxd.commands import shared
 from outboxd.switching import Target
 
@@ -85,7 +85,7 @@ async def _resume(loaded: Loaded, target: Target | None, ids: Sequence[int], *, 
         after = await switching.switched_off(connection, config)
         held = [row for row in after if row["in_force"] and any(each.overlaps(row) for each in targets)]
         for row in held:
-            click.echo(f"still off: {switching.subject(row)}, {switching.origin(row)}")
+            display.say(f"still off: {switching.subject(row)}, {switching.origin(row)}")
         _complain(target, set(ids) - ended, ended, await _with_values(connection, config, held))
         if problems:
             raise problems[0]
@@ -96,7 +96,7 @@ def _say_ended(before: Sequence[Row], ended: set[int], by: By) -> None:
     for number in sorted(ended):
         row = known.get(number)
         what = f"{switching.subject(row)}, {switching.origin(row)}" if row else f"pause {number}, which had expired"
-        click.echo(f"{'resumed for a while' if by.expires else 'resumed'}: {what}")
+        display.say(f"{'resumed for a while' if by.expires else 'resumed'}: {what}")
     if ended and by.reason:
         lasts = str(by.expires) if by.expires else None
         _log.info("pause.ended", pauses=sorted(ended), reason=by.reason, author=by.author, expires=lasts)
@@ -121,7 +121,7 @@ async def _make_due(
         retry = acts.Retry(connection, config, outboxes, wanted)
         await retry.run()
         done = f"{shared.made_due(retry.messages, retry.shards)} that had failed"
-        click.echo(done if retry.shards or retry.problems else "nothing had failed")
+        display.say(done if retry.shards or retry.problems else "nothing had failed")
         shared.echo_problems(retry.problems)
         problems += retry.problems
     return problems
@@ -146,9 +146,9 @@ def _complain(target: Target | None, missing: set[int], ended: set[int], held: S
     if target is not None and not ended:
         raise errors.OutboxdError("no pause covers this: nothing was changed", hint=_LISTED)
     if not ended:
-        click.echo("nothing is paused")
+        display.say("nothing is paused")
     if hint:
-        click.echo(f"hint: {hint}", err=True)
+        display.say(f"hint: {hint}", err=True)
 
 
 def _remedy(row: Row, value: Any) -> str:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 import click
 
 from outboxd import access, acts, choose, display, errors, inspection, suggest, switching
-from outboxd.acts import Stuck
+from outboxd.acts import Categories, Stuck
 from outboxd.commands import shared
 from outboxd.switching import Target
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import asyncpg
 
     from outboxd.commands import Context
     from outboxd.config import Config, OutboxConfig
@@ -74,39 +76,36 @@ async def _retry_one(
     scope: int,
     identifier: str,
     region: str | None,
-    categories: Sequence[int] | None,
+    categories: Categories,
 ) -> int:
     config = loaded.config
     async with access.opened(loaded, "operator", name="retry") as connection:
         table = await inspection.inspect_table(connection, outbox)
         one = Stuck(outbox, table, acts.shard_of(table, scope, identifier, region))
         if not await acts.has_messages(connection, config, one):
-            click.echo(f"shard {one.name(config)} has no messages", err=True)
+            display.say(f"shard {one.name(config)} has no messages", err=True)
             return NOTHING_THERE
-        async with acts.transaction(connection):
-            moved = await acts.retry_shard(connection, config, one, categories)
-        still_off = _StillOff(config, await switching.switched_off(connection, config))
+        moved = await acts.make_due(connection, config, [one], categories)
+        still_off = await _StillOff.read(connection, config, categories)
+        await still_off.add([one])
     done = f"made due: {display.counted(moved, 'message')} of shard {one.name(config)}"
-    click.echo(done if moved else "nothing was moved: none of the shard's first messages waits for a later time")
-    still_off.add(one)
+    display.say(done if moved else "nothing was moved: none of the shard's first messages waits for a later time")
     still_off.show()
     return 0
 
 
-async def _retry_stuck(
-    loaded: Loaded, outboxes: Sequence[OutboxConfig], categories: Sequence[int] | None, *, yes: bool
-) -> int:
+async def _retry_stuck(loaded: Loaded, outboxes: Sequence[OutboxConfig], categories: Categories, *, yes: bool) -> int:
     config = loaded.config
     async with access.opened(loaded, "operator", name="retry") as connection:
         retry = acts.Retry(connection, config, outboxes, acts.Wanted(categories=categories))
         if not yes and (found := await retry.count()):
             shared.ask(f"Make {display.counted(found, 'shard')} in backoff due now?")
-        still_off = _StillOff(config, await switching.switched_off(connection, config))
+        still_off = await _StillOff.read(connection, config, categories)
         try:
             await retry.run(still_off.add)
         finally:  # also when interrupted: each page is committed
             done = shared.made_due(retry.messages, retry.shards)
-            click.echo(done if retry.shards or retry.problems else "no shard is in backoff")
+            display.say(done if retry.shards or retry.problems else "no shard is in backoff")
             still_off.show()
         shared.echo_problems(retry.problems[1:])
         if retry.problems:
@@ -117,27 +116,51 @@ async def _retry_stuck(
 class _StillOff:
     """Names what is still off among the shards that were made due; of many, the first."""
 
-    def __init__(self, config: Config, off: Sequence[Row]) -> None:
+    def __init__(self, connection: asyncpg.Connection, config: Config, off: Sequence[Row], categories: Categories):
+        self._connection = connection
         self._config = config
-        self._off = [row for row in off if row["in_force"]]
+        self._off = off
+        self._wanted = categories
         self._lines: list[str] = []
         self._count = 0
 
-    def add(self, one: Stuck) -> None:
-        """Look at a shard that was made due."""
-        found = _off(self._config, one, self._off) if self._off else []
-        self._lines += found[: NAMED_MAX - len(self._lines)]
-        self._count += len(found)
+    @classmethod
+    async def read(cls, connection: asyncpg.Connection, config: Config, categories: Categories) -> _StillOff:
+        """Read what is off now, for messages of these categories."""
+        off = await switching.switched_off(connection, config)
+        return cls(connection, config, [row for row in off if row["in_force"]], categories)
+
+    async def add(self, page: Sequence[Stuck]) -> None:
+        """Look at shards of one outbox that were made due."""
+        present: list[set[int]] = [set()] * len(page)
+        if any(row["kind"] == "category" for row in self._off):
+            rows_max = self._config.drain.backoff_rows_max
+            present = await acts.find_categories(self._connection, self._config, page, rows_max)
+        for one, categories in zip(page, present, strict=True):
+            if self._wanted is not None:
+                categories &= set(self._wanted)
+            found = [
+                f"still off: {switching.subject(row)}, {switching.origin(row)} (shard {one.name(self._config)})"
+                for row in self._off
+                if _holds(row, one, categories)
+            ]
+            self._lines += found[: NAMED_MAX - len(self._lines)]
+            self._count += len(found)
 
     def show(self) -> None:
         """Print it."""
-        for line in self._lines:
-            click.echo(line)
+        display.show_lines(self._lines)
         if self._count > len(self._lines):
-            click.echo(f"still off: {self._count - len(self._lines):,} more; `outboxd pause --list` shows them")
+            more = self._count - len(self._lines)
+            display.show_lines([f"still off: {more:,} more; `outboxd pause --list` shows them"])
 
 
-def _off(config: Config, one: Stuck, off: Sequence[Row]) -> list[str]:
+def _holds(row: Row, one: Stuck, categories: set[int]) -> bool:
+    """Whether what is switched off holds back a shard that has messages of these categories."""
+    if row["kind"] == "category":
+        return row["category"] in categories
+    if row["kind"] == "outbox":
+        return bool(row["outbox"] == one.outbox.name)
     columns = one.columns
     target = Target(
         kind="shard",
@@ -145,17 +168,7 @@ def _off(config: Config, one: Stuck, off: Sequence[Row]) -> list[str]:
         shard_identifier=str(columns["shard_identifier"]),
         region_name=columns["region_name"],
     )
-    scopes = {scope.value: name for name, scope in config.scopes.items()}
-    mine = {c.value for c in config.categories.values() if c.scope == scopes.get(columns["shard_scope"])}
-    return [
-        f"still off: {switching.subject(row)}, {switching.origin(row)} (shard {one.name(config)})"
-        for row in off
-        if (
-            (target.overlaps(row) and row["region_name"] in (None, target.region_name))
-            or (row["kind"] == "outbox" and row["outbox"] == one.outbox.name)
-            or (row["kind"] == "category" and row["category"] in mine)
-        )
-    ]
+    return target.overlaps(row) and row["region_name"] in (None, target.region_name)
 
 
 def _outboxes(config: Config, name: str | None) -> list[OutboxConfig]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, choose, diagnosis, diagnosis_display, switching
+from outboxd import access, choose, diagnosis, diagnosis_display, display, switching
 from outboxd.commands import shared
 from outboxd.query import fetch
 
@@ -60,7 +60,7 @@ def command(
         return
     rows, off, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
     if is_partial and not stuck:
-        click.echo("note: only a part of a large table was read, and no message was in it", err=True)
+        display.say("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
         shared.echo_json(rows)
     elif stuck:

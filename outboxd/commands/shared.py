@@ -122,17 +122,17 @@ def echo_json(document: Any) -> None:
 def echo_problems(problems: Iterable[errors.OutboxdError]) -> None:
     """Say on stderr what was passed over."""
     for problem in problems:
-        click.echo(f"passed over: {problem}", err=True)
+        display.say(f"passed over: {problem}", err=True)
 
 
 def ask(question: str) -> None:
     """Go on only after a yes; without anybody to ask it is a usage error."""
     try:
-        agreed = click.confirm(question, err=True)
+        agreed = click.confirm(display.fitting(f"{question} [y/N]", err=True), err=True, show_default=False)
     except click.Abort as exc:
         if isinstance(exc.__context__, EOFError):
             raise errors.UsageError("nobody is there to answer", hint="Add --yes.") from None
         raise
     if not agreed:
-        click.echo("nothing was changed", err=True)
+        display.say("nothing was changed", err=True)
         raise click.exceptions.Exit(1)

@@ -66,6 +66,26 @@ SELECT count(*) AS moved FROM moved
 -- index            (<sharding columns>, id)
 SELECT EXISTS (SELECT FROM {table} AS o WHERE {is_shard:o_1}) AS found
 
+-- name: categories_of_shards
+-- Of which categories the first messages of shards are.
+-- $1 int4          messages of a shard at most
+-- $2 ...           the shards, one array a column
+-- returns          categories (int4[]), a row for each shard, in the order given
+-- index            (<sharding columns>, id)
+SELECT
+    ARRAY(
+        SELECT DISTINCT head.category
+        FROM (
+            SELECT o.category
+            FROM {table} AS o
+            WHERE {is_shard:o_given}
+            ORDER BY {shard:o}, o.id
+            LIMIT $1::int4
+        ) AS head
+    ) AS categories
+FROM unnest({shard_arrays:2}) WITH ORDINALITY AS given ({shard}, number)
+ORDER BY given.number
+
 -- name: failing_shards
 -- A page of the shards that hold back something that failed, in the order of the index.
 -- $1 text          outbox

@@ -269,14 +269,24 @@ def test_output_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path: Pa
     assert "Traceback" not in done.stderr
 
 
-def test_a_closed_output_is_no_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_are_no_error(tmp_path: Path, closed: str) -> None:
     (tmp_path / "outboxd.toml").write_text("")
     done = subprocess.run(
-        ["sh", "-c", f"{shlex.quote(sys.executable)} -m outboxd catalog >&-"],
-        stderr=subprocess.PIPE, cwd=tmp_path, env=ENVIRON, text=True, check=False,
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m outboxd catalog {closed}"],
+        capture_output=True, cwd=tmp_path, env=ENVIRON, text=True, check=False,
     )  # fmt: skip
 
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+
+
+def test_an_error_keeps_its_exit_code_where_nobody_reads_it(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f"{shlex.quote(sys.executable)} -m outboxd shards 2>&-"],
+        stdout=subprocess.PIPE, cwd=tmp_path, env=ENVIRON, text=True, check=False,
+    )  # fmt: skip
+
+    assert (done.returncode, done.stdout) == (78, "")
 
 
 def test_json_on_stdout_is_alone_there(tmp_path: Path) -> None:

@@ -204,7 +204,7 @@ async def test_what_is_switched_off_is_refused_with_who_and_why_and_how_to_end_i
 async def test_a_category_that_is_switched_off_stays_and_is_named(
     database: str, connection: asyncpg.Connection
 ) -> None:
-    await connection.execute("INSERT INTO outboxd.pause (kind, category) VALUES ('category', 2)")
+    await connection.execute("INSERT INTO outboxd.pause (kind, category) VALUES ('category', 2), ('category', 3)")
     stays = await write(connection, category="TEAM")
     await write(connection, category="MEMBER", obj=2)
 

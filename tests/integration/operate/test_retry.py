@@ -29,6 +29,8 @@ from tests.integration.drain.test_statements import outbox_of, problems
 from tests.processes import run
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
@@ -239,7 +241,11 @@ async def test_every_page_of_failing_shards_is_retried_and_each_shard_is_told_on
     told: list[str] = []
 
     assert await found.count() == 80
-    await found.run(lambda one: told.append(one.name(config)))
+
+    async def tell(page: Sequence[acts.Stuck]) -> None:
+        told.extend(one.name(config) for one in page)
+
+    await found.run(tell)
 
     assert (found.shards, found.messages, found.problems) == (80, 80, [])
     assert len(set(told)) == len(told) == 80
@@ -411,7 +417,11 @@ async def test_what_is_still_off_is_named(here: Here, database: str, connection:
     ]
     await here.run("pause", "--category", "TEAM", "--author", "carol")
     one = await here.run("retry", "0", "4", "--outbox", "region")
-    assert "still off: category TEAM, pause 5 by carol" in one.stdout
+    assert "still off: category TEAM, pause 5 by carol (shard ORGANIZATION_SCOPE 4 of outbox region)" in one.stdout
+    members = await here.run("retry", "0", "4", "--category", "MEMBER", "--outbox", "region")
+    assert "still off" not in members.stdout
+    other = await here.run("retry", "0", "1", "--outbox", "region")
+    assert "still off" not in other.stdout  # it has no message of that category
 
 
 async def test_a_shard_without_messages_is_said_with_exit_code_1(here: Here) -> None:
