@@ -4,31 +4,48 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from outboxd.errors import Discard, OutboxFlushError, OutboxRecursionLimitError, RetryLater
+from outboxd.errors import (
+    Discard,
+    InvalidOutboxError,
+    OutboxContextError,
+    OutboxFlushError,
+    OutboxRecursionLimitError,
+    RetryLater,
+)
 from outboxd.model import Message
 from outboxd.registry import receiver
 
 if TYPE_CHECKING:
     from outboxd.diagnosis import get_shard_depths_descending, get_total_outbox_count
+    from outboxd.producer import NewMessage, outbox_context
 
 __all__ = [
     "Discard",
+    "InvalidOutboxError",
     "Message",
+    "NewMessage",
+    "OutboxContextError",
     "OutboxFlushError",
     "OutboxRecursionLimitError",
     "RetryLater",
     "get_shard_depths_descending",
     "get_total_outbox_count",
+    "outbox_context",
     "receiver",
 ]
 
-_DIAGNOSIS = ("get_shard_depths_descending", "get_total_outbox_count")
+_MODULES = {
+    "NewMessage": "producer",
+    "get_shard_depths_descending": "diagnosis",
+    "get_total_outbox_count": "diagnosis",
+    "outbox_context": "producer",
+}
 
 
 def __getattr__(name: str) -> object:
-    """Import what brings the database driver only when it is asked for: producers and receivers do without."""
-    if name not in _DIAGNOSIS:
+    """Import what brings the database driver only when it is asked for: receivers do without."""
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from outboxd import diagnosis
+    import importlib
 
-    return getattr(diagnosis, name)
+    return getattr(importlib.import_module(f"outboxd.{_MODULES[name]}"), name)

@@ -22,7 +22,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 import msgspec
@@ -67,12 +67,24 @@ class ClaimSession:
         self.alive = True
 
 
+class Holder(Protocol):
+    """The session that holds a claim's lock."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it is the connection still that the claim was won on."""
+
+    @property
+    def answered_at(self) -> float:
+        """When it last answered, monotonic seconds."""
+
+
 class Claim(msgspec.Struct, eq=False):
     """A shard that this process has locked. `again` is a candidate that was found while the claim was held."""
 
     shard: ShardKey
     lock_key: int
-    session: ClaimSession
+    session: Holder
     again: Candidate | None = None
 
     def is_usable(self, now: float) -> bool:

@@ -62,6 +62,13 @@ class BackfillConfig(msgspec.Struct, frozen=True, kw_only=True):
     pause_above_lag_s: Seconds = 60.0
 
 
+class ProducerConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """`[producer]`: applications that flush what they have written."""
+
+    flush_timeout_s: Seconds = 10.0
+    flush_connections: Annotated[int, Meta(ge=1, le=1_000)] = 5
+
+
 class ReceiversConfig(msgspec.Struct, frozen=True, kw_only=True):
     """`[receivers]`: the Python modules whose `@receiver` functions are used."""
 
@@ -149,6 +156,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     drain: DrainConfig = DrainConfig()
     http: HttpConfig = HttpConfig()
     backfill: BackfillConfig = BackfillConfig()
+    producer: ProducerConfig = ProducerConfig()
     receivers: ReceiversConfig = ReceiversConfig()
     dead_letter: DeadLetterConfig = DeadLetterConfig()
     doctor: DoctorConfig = DoctorConfig()

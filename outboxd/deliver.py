@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _RETURNED = object()
 
+is_delivering: contextvars.ContextVar[bool] = contextvars.ContextVar("outboxd_is_delivering", default=False)
+"""Whether this task or thread is a drain's own: what receivers call sees it."""
+
 
 class Delivery:
     """

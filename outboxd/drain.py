@@ -19,7 +19,7 @@ import anyio
 import structlog
 
 from outboxd import errors
-from outboxd.deliver import is_being_ended, take_back_cancellation
+from outboxd.deliver import is_being_ended, is_delivering, take_back_cancellation
 from outboxd.lane import Queue
 from outboxd.meter import SLICE_S
 from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Untried
@@ -78,7 +78,12 @@ class Drain:
         taken = await self.queue.get()
         if taken is None:
             return False
-        lane, turn = taken
+        await self.work_off(*taken)
+        return True
+
+    async def work_off(self, lane: Lane, turn: Turn) -> None:
+        """Take a turn from its beginning to its end; what was delivered is with the settler then."""
+        is_delivering.set(True)
         lane.begin(turn)
         turn.interrupted = True
         try:
@@ -88,7 +93,6 @@ class Drain:
             log.exception("shard.crashed", outbox=lane.outbox.name, shard=turn.claim.shard)
         finally:
             lane.end(turn)
-        return True
 
     async def drain_shard(self, lane: Lane, turn: Turn) -> None:
         """

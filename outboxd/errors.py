@@ -13,6 +13,7 @@ Every error that outboxd raises on purpose.
     ├── ActRefused                  exit 1    an operator's act cannot be done as things are; nothing was changed
     ├── WatermarkError              exit 78   what stands as a backfill's watermark is none
     ├── InvalidOutboxError          exit 2    a message that breaks the rules; nothing was written
+    ├── OutboxContextError                    outbox_context is used in a way that cannot work; nothing was written
     ├── OutboxFlushError                      a receiver failed while messages were flushed
     ├── OutboxRecursionLimitError             receivers kept writing messages, round after round
     ├── RetryLater                            raised by a receiver: try again after so many seconds
@@ -112,6 +113,10 @@ class InvalidOutboxError(OutboxdError):
     """A message breaks the rules of its outbox; nothing was written."""
 
     exit_code = 2
+
+
+class OutboxContextError(OutboxdError):
+    """outbox_context is used in a way that cannot work."""
 
 
 class OutboxFlushError(OutboxdError):

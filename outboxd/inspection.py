@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 from importlib import resources
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import asyncpg
 
@@ -43,6 +43,16 @@ def translated(doing: str) -> Iterator[None]:
         yield
     except FAILURES as exc:
         raise translate(exc, doing) from exc
+
+
+class Asks(Protocol):
+    """Whatever runs statements with parameters `$1` …: a connection of the driver, or of an application's."""
+
+    async def fetch(self, statement: str, /, *args: Any) -> Any:
+        """Return the rows, which are read by column name."""
+
+    async def fetchrow(self, statement: str, /, *args: Any) -> Any:
+        """Return the first row; None when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,26 @@ async def inspect_table(connection: asyncpg.Connection, outbox: OutboxConfig) ->
     faults = [*refusals(relation, outbox), *gaps(relation, outbox)]
     if faults:
         raise faults_error(outbox, faults)
+    return _table_of(relation, outbox)
+
+
+async def read_table(connection: Asks, outbox: OutboxConfig) -> Table:
+    """
+    Find out what an outbox table is made of, for who writes in it: its indexes do not matter.
+
+    Raises:
+        SchemaError: It is not there, or lacks a column.
+    """
+    relation = await read_relation(connection, outbox.table)
+    if relation is None:
+        raise missing_table(outbox)
+    needed = [column.name for column in contract.columns(outbox) if not column.may_lack]
+    if missing := [name for name in needed if name not in relation.columns]:
+        raise faults_error(outbox, [Fault(f"column {name} is missing") for name in missing])
+    return _table_of(relation, outbox)
+
+
+def _table_of(relation: Relation, outbox: OutboxConfig) -> Table:
     return Table(
         oid=relation.oid,
         name=relation.name,
@@ -161,7 +191,7 @@ def faults_error(outbox: OutboxConfig, faults: list[Fault]) -> errors.SchemaErro
     )
 
 
-async def read_relation(connection: asyncpg.Connection, table: str) -> Relation | None:
+async def read_relation(connection: Asks, table: str) -> Relation | None:
     """
     Read what the catalog says about a configured table; None when there is none.
 

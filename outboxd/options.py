@@ -127,11 +127,12 @@ class SwitchBoard:
     Args:
         config: Names of scopes, categories and their options.
         dsn: Tells where to connect.
+        session: The one to use; None: one of its own.
     """
 
-    def __init__(self, config: Config, dsn: Callable[[], str]) -> None:
+    def __init__(self, config: Config, dsn: Callable[[], str], session: Session | None = None) -> None:
         self.config = config
-        self.session = Session(dsn, name="options", lock_timeout_s=2, statement_timeout_s=5)
+        self.session = session or Session(dsn, name="options", lock_timeout_s=2, statement_timeout_s=5)
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
         self.now = NOTHING_OFF

@@ -64,11 +64,14 @@ class Outbox:
         table: Its name, columns and types as found in the database.
         schema: The schema of outboxd's own tables.
         dsn: Tells where the sessions connect to, asked at every reconnect.
+        session: The one to use for everything, for who does one thing after another.
 
     Every method may raise StoreUnavailable, SchemaError or StatementFailed.
     """
 
-    def __init__(self, name: str, table: Table, *, schema: str, dsn: Callable[[], str]) -> None:
+    def __init__(
+        self, name: str, table: Table, *, schema: str, dsn: Callable[[], str], session: Session | None = None
+    ) -> None:
         self.name = name
         self.table = table
         columns = list(table.shard_columns)
@@ -76,9 +79,9 @@ class Outbox:
         self._region = columns.index("region_name") if "region_name" in columns else None
         renderer = renderer_of(table, schema)
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
-        self.finding = Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
-        self.reading = Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
-        self.settling = Session(dsn, name=f"settle {name}", lock_timeout_s=1, statement_timeout_s=60)
+        self.finding = session or Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
+        self.reading = session or Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
+        self.settling = session or Session(dsn, name=f"settle {name}", lock_timeout_s=1, statement_timeout_s=60)
 
     def scope_of(self, shard: ShardKey) -> int:
         """Tell the shard's scope number."""

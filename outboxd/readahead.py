@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from outboxd import errors
+from outboxd import errors, held
 from outboxd.model import Candidate
-from outboxd.turn import CATEGORY, HEADERS, ID, OBJECT, PAYLOAD, SHARD_NUMBER, Group, Turn, coalesce
+from outboxd.turn import HEADERS, ID, PAYLOAD, SHARD_NUMBER, Turn, coalesce
 
 if TYPE_CHECKING:
     import asyncpg
@@ -163,8 +163,7 @@ class Reader:
         for (claim, candidate), failures in zip(batch, known, strict=True):
             # Only a due message can wake a shard before its time, and none is known where we only come back to it.
             wakes_after_s = self._live.drain.retry_on_new_message_s if candidate.due_at is not None else math.inf
-            blocking = [f for f in failures if self._live.blocks(f.category)]
-            held_for_s = max((f.held_for_s(wakes_after_s) for f in blocking), default=0.0)
+            held_for_s, _ = held.blocking(failures, self._live, wakes_after_s)
             if held_for_s > 0:
                 self._scheduler.drop(claim, held_for_s)
             else:
@@ -180,7 +179,7 @@ class Reader:
         groups = coalesce(rows, self._live.registry.apart)
         rest_s = 0.0
         if failures:
-            groups, rest_s = self._without_held(groups, failures)
+            groups, rest_s = held.set_apart(groups, failures, self._live)
         if not groups:
             if cut:  # so many held messages that what lies behind them was not seen
                 self._scheduler.retry(claim, Candidate(claim.shard, claim.lock_key, None, rows[-1][ID]))
@@ -196,25 +195,3 @@ class Reader:
         self._weight_ahead += weight
         turn = Turn(claim, *self._lane.outbox.identity_of(claim.shard), groups, weight, cut)
         self._drain.queue.put(self._lane, turn)
-
-    def _without_held(self, groups: list[Group], failures: list[KnownFailure]) -> tuple[list[Group], float]:
-        """
-        Tell each group what is known of its object, and leave out those that are held.
-
-        Returns:
-            The groups to deliver, and the seconds until the first of the others may be tried.
-        """
-        by_object = {(f.category, f.object_identifier): f for f in failures}
-        apart = self._live.registry.apart
-        free, rests = [], []
-        for group in groups:
-            known = by_object.get((group.newest[CATEGORY], str(group.newest[OBJECT])))
-            # Of messages that stand apart the failure is one's own; the object waits as a whole.
-            if known is not None and (group.newest[CATEGORY] not in apart or known.message_id in group.ids):
-                group.known = known
-            held_for_s = known.held_for_s(self._live.drain.retry_on_new_message_s) if known else 0.0
-            if held_for_s > 0:
-                rests.append(held_for_s)
-            else:
-                free.append(group)
-        return free, min(rests, default=0.0)

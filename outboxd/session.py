@@ -11,6 +11,7 @@ import contextlib
 import functools
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from operator import itemgetter
 from types import MappingProxyType
@@ -239,6 +240,7 @@ class Session:
         lock_timeout_s: How long a statement waits for a lock.
         statement_timeout_s: How long a statement may take.
         settings: Start-up parameters beside those of every hot session.
+        is_direct: Whether it must not go through a pooler, because it is to hold locks.
     """
 
     def __init__(
@@ -249,11 +251,15 @@ class Session:
         lock_timeout_s: float,
         statement_timeout_s: float,
         settings: Mapping[str, str] = _NO_SETTINGS,
+        is_direct: bool = False,
     ) -> None:
         self._dsn = dsn_text
+        self._is_direct = is_direct
         self.name = name
         self.round_trips = 0
         """Statements sent since the start, those that begin and end transactions included."""
+        self.answered_at = 0.0
+        """When it last answered, monotonic seconds."""
         # The client gives up a little later than the server, so that the server's own words are heard.
         self._timeout_s = statement_timeout_s + 10
         self._settings = {
@@ -298,6 +304,7 @@ class Session:
     async def _send(self, connection: asyncpg.Connection, statement: str, *args: Any) -> list[asyncpg.Record]:
         self.round_trips += 1
         rows: list[asyncpg.Record] = await connection.fetch(statement, *args, timeout=self._timeout_s)
+        self.answered_at = time.monotonic()
         return rows
 
     @contextlib.asynccontextmanager
@@ -333,6 +340,8 @@ class Session:
         return self._connection
 
     async def _prepare(self, connection: asyncpg.Connection) -> None:
+        if self._is_direct:
+            await refuse_pooler(connection)
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
             raise errors.StoreUnavailable("the database is a standby (in recovery): nothing can be done on it")
         # A datetime costs 0.48 of the 1.6 µs that a message takes to decode, and most are only compared.

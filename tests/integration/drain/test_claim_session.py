@@ -304,7 +304,9 @@ async def test_a_release_of_a_lock_that_was_not_held_closes_the_session(
     async with by_hand(database) as replica:
         claims = await replica.claims.claim(await replica.find())
         session = claims[0].session
-        await session.connection.execute("SELECT pg_advisory_unlock($1::int, $2::int)", SHARD_CLASS, claims[1].lock_key)
+        await session.connection.execute(  # type: ignore[attr-defined]
+            "SELECT pg_advisory_unlock($1::int, $2::int)", SHARD_CLASS, claims[1].lock_key
+        )
 
         with pytest.raises(errors.StoreUnavailable):
             await replica.claims.release(claims)

@@ -1,0 +1,55 @@
+"""The writing side: messages in the transaction of the change they describe."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from outboxd.producer.draft import NewMessage
+from outboxd.producer.producer import Producer
+
+if TYPE_CHECKING:
+    from outboxd.producer.context import OutboxContext
+
+__all__ = ["NewMessage", "Producer", "default", "outbox_context", "use"]
+
+_default: Producer | None = None
+
+
+def outbox_context(
+    connection: Any = None, *, flush: bool | None = None, flush_timeout_s: float | None = None
+) -> OutboxContext:
+    """
+    Open, or join, a transaction that messages are written in.
+
+        async with outbox_context(connection, flush=True) as outbox:
+            await connection.execute("UPDATE ...")
+            await outbox.save("ORGANIZATION_MEMBER_UPDATE", shard_identifier=1, object_identifier=2)
+
+    Args:
+        connection: An asyncpg connection, also one that a pool has lent. None: only *flush* is said, for the contexts
+            inside.
+        flush: Drain the shards that were written in right after the commit, by the receivers of this process; where it
+            has none, wake the daemon. False: only write. None: as the context around says; False where there is none.
+        flush_timeout_s: How long the flush may take, in seconds; None: `[producer] flush_timeout_s`.
+
+    Raises:
+        OutboxContextError: On entry: this cannot be flushed. Nothing was done.
+        OutboxFlushError: On exit, after the commit: something was not delivered; it stays in the outbox, and the daemon
+            tries it again.
+        ConfigError: The configuration is missing or wrong.
+    """
+    return default().context(connection, flush=flush, flush_timeout_s=flush_timeout_s)
+
+
+def use(producer: Producer | None) -> None:
+    """Let `outbox_context` use this one from now on; None: what the configuration says, loaded when it is needed."""
+    global _default
+    _default = producer
+
+
+def default() -> Producer:
+    """Return what `outbox_context` uses; loads the configuration at the first call."""
+    if _default is None:
+        use(Producer.load())
+    assert _default is not None
+    return _default

@@ -1,0 +1,1 @@
+"""Applications that write messages, and flush them."""
