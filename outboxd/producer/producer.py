@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outboxd import inspection, load, registry, sql
+from outboxd import inspection, load, log, registry, sql
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
+from outboxd.producer import counts
 from outboxd.producer.context import OutboxContext
 from outboxd.producer.draft import NewMessage, Route, columns_of, find_route, row_of
 from outboxd.producer.flush import Flusher
@@ -38,6 +39,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     id: int
     route: Route
+    category: str
     table: Table
     shard: ShardKey
     message: NewMessage | None
@@ -73,9 +75,14 @@ class Producer:
         """
         Load a configuration, by default the one that the daemon would use (OUTBOX_CONFIG, ./outboxd.toml …).
 
+        What it writes and flushes is then on the metrics page of the process, where that has one; what there is to say
+        of a flush goes to the standard library's logging.
+
         Raises:
             ConfigError: It is missing or wrong.
         """
+        counts.publish()
+        log.configure_as_library()
         return cls(load.load(Path(config) if config is not None else None), receivers)
 
     def context(
@@ -139,7 +146,9 @@ class Producer:
         for batch, table, rows in batches:
             ids = await transaction.fetch(self._save_statement(table), *columns_of(rows))
             for (number, message, route), row, record in zip(batch, rows, ids, strict=True):
-                saved[number] = Saved(record["id"], route, table, row[4:], message if flush else None, flush)
+                saved[number] = Saved(
+                    record["id"], route, message.category, table, row[4:], message if flush else None, flush
+                )
         return [each for each in saved if each is not None]
 
     async def wake(self, transaction: Transaction, saved: Iterable[Saved]) -> None:
@@ -161,6 +170,7 @@ class Producer:
 
     def count(self, saved: Iterable[Saved]) -> None:
         """Count what was committed."""
+        counts.save((each.route.outbox.name, each.category) for each in saved)
 
     def message_of(self, saved: Saved) -> Message | None:
         """Return a message as a receiver would get it, where its content was kept; its times are about those of now."""
