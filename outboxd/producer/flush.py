@@ -21,7 +21,7 @@ import msgspec
 import structlog
 
 from outboxd import errors, held
-from outboxd.deliver import Delivery, is_being_ended, is_delivering, take_back_cancellation
+from outboxd.deliver import Delivery, is_being_ended, take_back_cancellation
 from outboxd.drain import Drain
 from outboxd.lane import Lane
 from outboxd.model import Candidate
@@ -80,12 +80,15 @@ class Flusher:
         self._room = asyncio.Semaphore(config.producer.flush_connections)
         self._idle: list[Seat] = []
 
-    async def flush(self, shards: Sequence[Flushed], timeout_s: float) -> list[Unflushed]:
+    async def flush(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
         """
         Drain shards up to the newest message that each has now.
 
-        Inside a receiver nothing is waited for: a shard that somebody else drains is left to him, so that flushes that
-        write into each other's shards cannot wait for each other.
+        Args:
+            shards: One after another.
+            timeout_s: For all of them.
+            waits: Whether a shard that somebody else drains is waited for; else it is left to him. Nothing is to be
+                waited for inside a receiver: flushes that write into each other's shards would wait for each other.
 
         Returns:
             What stays, and why; without what is switched off, or left to somebody else.
@@ -94,7 +97,7 @@ class Flusher:
             PoolerError: The sessions would go through a pooler.
             OutboxdError: The database cannot be asked.
         """
-        run = _Run(self, shards, timeout_s, waits=not is_delivering.get())
+        run = _Run(self, shards, timeout_s, waits=waits)
         task = asyncio.create_task(run.run())  # its own: whoever cancels us must not cut off the settling
         try:
             return await asyncio.shield(task)

@@ -18,6 +18,7 @@ from outboxd.producer import counts
 from outboxd.producer.context import OutboxContext
 from outboxd.producer.draft import NewMessage, Route, columns_of, find_route, row_of
 from outboxd.producer.flush import Flusher
+from outboxd.producer.portal import PORTAL
 from outboxd.producer.transaction import transaction_on
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from outboxd.inspection import Table
     from outboxd.load import Loaded
     from outboxd.model import ShardKey
+    from outboxd.producer.flush import Unflushed
+    from outboxd.producer.seat import Flushed
     from outboxd.producer.transaction import Transaction
     from outboxd.registry import Registry
 
@@ -119,6 +122,18 @@ class Producer:
             found = Flusher(self.config, self._registry, functools.partial(load.session_dsn, self._loaded))
             self._flushers[loop] = found
         return found
+
+    async def flush(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
+        """Flush in the event loop that runs; see `Flusher`."""
+        return await self.flusher().flush(shards, timeout_s, waits=waits)
+
+    def flush_blocking(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
+        """Flush in an event loop of our own, for an application without one."""
+        return PORTAL.run(self.flush(shards, timeout_s, waits=waits))
+
+    def close_blocking(self) -> None:
+        """Close the connections of our own event loop."""
+        PORTAL.run(self.close())
 
     async def close(self) -> None:
         """Close the connections of the event loop that runs; a later flush opens new ones."""

@@ -47,6 +47,7 @@ async def names(database: str, shop: asyncpg.Connection) -> AsyncIterator[dict[s
             "member": 71,
             "organization": 7,
             "slug": "ada",
+            "Member": object,
             "log": logging.getLogger(),
         }
         use(None)
