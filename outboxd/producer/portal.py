@@ -35,7 +35,7 @@ class Portal:
         with self._lock:
             if self._loop is None or self._pid != os.getpid():  # a fork has no threads but the one that forked
                 self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="outboxd flush", daemon=True).start()
+                threading.Thread(target=self._loop.run_forever, name="outboxd-flush", daemon=True).start()
             return self._loop
 
 
