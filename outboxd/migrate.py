@@ -12,7 +12,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from outboxd import contract, errors, inspection, save_function, sql
+from outboxd import capture, contract, errors, inspection, save_function, sql
 from outboxd.session import refuse_pooler, translate
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ async def migrate(connection: asyncpg.Connection, config: Config, *, notify: boo
             for outbox in config.outboxes:
                 done += await _migrate_outbox(connection, config, outbox, notify=notify)
             done += await _write_save_function(connection, config)
+            done += await capture.install(connection, config)
     except inspection.FAILURES as exc:
         raise _explained(exc) from exc
     return done
