@@ -10,8 +10,9 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
-# For the second program of make bench; ARGS are for its first.
+# For the second and the third program of make bench; ARGS are for its first.
 BACKFILL_ARGS ?=
+PRODUCE_ARGS ?=
 # Tests run in two processes, each with servers of its own; WORKERS=0 runs them in one, for a debugger.
 WORKERS ?= 2
 
@@ -37,6 +38,7 @@ format: $(READY) ## format the code and mend what ruff can mend
 bench: $(READY) ## throughput on this machine
 	@$(BIN)/python bench/drain.py $(ARGS)
 	@$(BIN)/python bench/backfill.py $(BACKFILL_ARGS)
+	@$(BIN)/python bench/produce.py $(PRODUCE_ARGS)
 
 clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from outboxd import errors
 from outboxd.deliver import is_delivering
+from outboxd.producer import counts
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.seat import Flushed
 
@@ -26,8 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine, Iterable, Mapping
     from types import TracebackType
 
+    from outboxd.model import ShardKey
+    from outboxd.producer.batch import Batch
     from outboxd.producer.flush import Unflushed
-    from outboxd.producer.producer import Producer, Saved
+    from outboxd.producer.producer import Producer
     from outboxd.producer.transaction import Transaction
 
 _around: contextvars.ContextVar[OutboxContext | None] = contextvars.ContextVar("outboxd_context", default=None)
@@ -58,8 +61,8 @@ class OutboxContext:
         self._outer: OutboxContext | None = None
         self._joins = False
         self._token: contextvars.Token[OutboxContext | None] | None = None
-        self._saved: list[Saved] = []
-        self._deferred: list[Saved] = []
+        self._saved: list[Batch] = []
+        self._deferred: list[Batch] = []
         self._is_open = False
         self.flush = False
         """Whether what is saved here is flushed after the commit."""
@@ -142,11 +145,12 @@ class OutboxContext:
             self._outer._saved += self._saved
             self._outer._deferred += self._deferred
             return
-        flushed = [saved for saved in self._saved if saved.flush]
+        flushed = [batch for batch in self._saved if batch.flush]
         if flushed and not self._producer.can_flush:
             await self._producer.wake(self._transaction, flushed)
         await self._transaction.commit()
-        self._producer.count(self._saved)
+        for batch in self._saved:
+            counts.save(batch.outbox.name, batch.categories)
         enclosing = _with_transaction(self._around)
         if enclosing is not None:  # on another connection: receivers wait until that one has ended, too
             enclosing._deferred += flushed
@@ -197,9 +201,9 @@ class OutboxContext:
         if self._transaction is None or not self._is_open:
             where = "without a connection" if self._transaction is None else "that has ended"
             raise errors.OutboxContextError(f"save in an outbox_context {where}")
-        saved = await self._producer.write(self._transaction, list(messages), flush=self.flush)
-        self._saved += saved
-        return [each.id for each in saved]
+        ids, batches = await self._producer.write(self._transaction, list(messages), flush=self.flush)
+        self._saved += batches
+        return ids
 
     async def delivered(self, timeout_s: float) -> None:
         """
@@ -214,13 +218,12 @@ class OutboxContext:
             raise errors.OutboxContextError("delivered() inside the transaction: nothing is committed yet")
         gives_up_at = time.monotonic() + timeout_s
         pause_s = FIRST_LOOK_S
-        while left := await self._producer.still_there(transaction, self._saved):
+        while (found := await self._producer.still_there(transaction, self._saved))[0]:
             rest_s = gives_up_at - time.monotonic()
             if rest_s <= 0:
-                raise errors.OutboxFlushError(
-                    f"{len(left)} of {len(self._saved)} messages are not delivered after {timeout_s:g} s",
-                    self._producer.message_of(left[0]),
-                )
+                written = sum(len(batch.ids) for batch in self._saved)
+                text = f"{found[0]} of {written} messages are not delivered after {timeout_s:g} s"
+                raise errors.OutboxFlushError(text, found[1])
             await self._sleep(min(rest_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311
             pause_s = min(2 * pause_s, LOOK_S_MAX)
 
@@ -234,15 +237,16 @@ class OutboxContext:
     def _is_sync(self) -> bool:
         return self._transaction is not None and self._transaction.is_sync
 
-    async def _flush(self, saved: list[Saved]) -> None:
+    async def _flush(self, batches: list[Batch]) -> None:
         """Drain the shards that were written in; the first problem becomes the error."""
-        shards: dict[tuple[int, Any], Flushed] = {}
-        for each in saved:
-            flushed = shards.setdefault(
-                (each.table.oid, each.shard),
-                Flushed(config=each.route.outbox, table=each.table, shard=each.shard, ids=[]),
-            )
-            flushed.ids.append(each.id)
+        shards: dict[tuple[int, ShardKey], Flushed] = {}
+        for batch in batches:
+            for shard, id_ in zip(batch.shards, batch.ids, strict=True):
+                flushed = shards.get((batch.table.oid, shard))
+                if flushed is None:
+                    flushed = Flushed(config=batch.outbox, table=batch.table, shard=shard, ids=[])
+                    shards[batch.table.oid, shard] = flushed
+                flushed.ids.append(id_)
         if not shards:
             return
         try:
@@ -250,14 +254,13 @@ class OutboxContext:
         except errors.PoolerError:
             self._producer.is_pooled = True
             assert self._transaction is not None
-            await self._producer.wake(self._transaction, saved)
+            await self._producer.wake(self._transaction, batches)
             return
         except errors.OutboxdError as exc:
-            raise errors.OutboxFlushError(
-                f"{exc}; the daemon delivers later", self._producer.message_of(saved[0])
-            ) from exc
+            first = self._producer.message_of(batches[0], batches[0].ids[0])
+            raise errors.OutboxFlushError(f"{exc}; the daemon delivers later", first) from exc
         if problems:
-            raise self._error(problems[0], saved)
+            raise self._error(problems[0], batches)
 
     async def _drain(self, shards: list[Flushed]) -> list[Unflushed]:
         waits = not is_delivering.get()
@@ -265,9 +268,13 @@ class OutboxContext:
             return self._producer.flush_blocking(shards, self._timeout_s, waits=waits)
         return await self._producer.flush(shards, self._timeout_s, waits=waits)
 
-    def _error(self, problem: Unflushed, saved: list[Saved]) -> errors.OutboxFlushError:
-        own = next(each for each in saved if each.id in problem.flushed.ids)
-        return errors.OutboxFlushError(problem.error, problem.message or self._producer.message_of(own))
+    def _error(self, problem: Unflushed, batches: list[Batch]) -> errors.OutboxFlushError:
+        message = problem.message
+        if message is None:
+            flushed = problem.flushed
+            own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
+            message = self._producer.message_of(own, flushed.ids[0])
+        return errors.OutboxFlushError(problem.error, message)
 
 
 class SyncOutbox:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from outboxd.meter import UNKNOWN, Meter
@@ -18,10 +18,10 @@ _meters: dict[str, tuple[Meter, dict[int, str]]] = {}
 _published: list[object] = []
 
 
-def save(messages: Iterable[tuple[str, str]]) -> None:
-    """Count messages, each by its outbox and category."""
-    for names in messages:
-        saved[names] = saved.get(names, 0) + 1
+def save(outbox: str, categories: Mapping[str, int]) -> None:
+    """Count the messages of an outbox, by category."""
+    for category, count in categories.items():
+        saved[outbox, category] = saved.get((outbox, category), 0) + count
 
 
 def meter_of(outbox: str, config: Config) -> Meter:

@@ -7,8 +7,10 @@ import decimal
 import json
 import re
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
 
 from outboxd import contract, errors, suggest
 
@@ -23,8 +25,7 @@ _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _AS_TEXT = (uuid.UUID, dt.datetime, dt.date, dt.time, decimal.Decimal)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NewMessage:
+class NewMessage(msgspec.Struct, frozen=True, kw_only=True):
     """
     A message that is to be written.
 
@@ -92,47 +93,71 @@ def _find_outbox(config: Config, message: NewMessage) -> OutboxConfig:
     raise errors.InvalidOutboxError(f"{message.category} with {given}: {fit}: {names}")
 
 
-def row_of(message: NewMessage, route: Route, table: Table) -> tuple[Any, ...]:
+Converter = Callable[[Any, NewMessage], Any]
+"""Takes a value, and the message it is of for the words of an error; returns what the driver takes."""
+
+
+def columns_of(messages: Sequence[NewMessage], routes: Sequence[Route], table: Table) -> list[list[Any]]:
     """
-    Return the values to write: category, object, payload and headers as JSON text, then the shard's columns.
+    Lay messages for one outbox out as the statement takes them, an array a column.
+
+    Returns:
+        Category, object, payload and headers as JSON text, then the sharding columns in the table's order.
 
     Raises:
         InvalidOutboxError: A value is not what its column takes; says which.
     """
-    what = message.category
-    if message.headers is not None and not table.has_headers:
-        raise errors.InvalidOutboxError(f"{what}: outbox {route.outbox.name} has no column headers")
-    shard = _shard(message, route, table.shard_columns)
-    return (
-        route.category,
-        _identifier(message.object_identifier, table.object_type, f"{what}: object_identifier"),
-        None if message.payload is None else _json(message.payload, f"{what}: payload"),
-        None if message.headers is None else _headers(message.headers, f"{what}: headers"),
-        *shard,
-    )
+    convert_shard = _converter(table.shard_columns["shard_identifier"], "shard_identifier")
+    convert_object = _converter(table.object_type, "object_identifier")
+    shards: dict[str, list[Any]] = {
+        "shard_scope": [route.scope for route in routes],
+        "shard_identifier": [convert_shard(message.shard_identifier, message) for message in messages],
+    }
+    if "region_name" in table.shard_columns:
+        shards["region_name"] = [_region(message) for message in messages]
+    if not table.has_headers:
+        for message, route in zip(messages, routes, strict=True):
+            if message.headers is not None:
+                where = f"outbox {route.outbox.name} has no column headers"
+                raise errors.InvalidOutboxError(f"{message.category}: {where}")
+    return [
+        [route.category for route in routes],
+        [convert_object(message.object_identifier, message) for message in messages],
+        [None if message.payload is None else _json(message.payload, message, "payload") for message in messages],
+        [None if message.headers is None else _headers(message) for message in messages],
+        *(shards[column] for column in table.shard_columns),
+    ]
 
 
-def _shard(message: NewMessage, route: Route, types: Mapping[str, str]) -> list[Any]:
-    values: list[Any] = []
-    for column, type_ in types.items():
-        if column == "shard_identifier":
-            values.append(_identifier(message.shard_identifier, type_, f"{message.category}: shard_identifier"))
-        elif column == "shard_scope":
-            values.append(route.scope)
-        else:
-            values.append(_text(message.region_name, f"{message.category}: region_name"))
-    return values
-
-
-def _identifier(value: Any, type_: str, what: str) -> Any:
+def _converter(type_: str, what: str) -> Converter:
+    """Return what checks an identifier for a column of this type; quick where it is right, as it nearly always is."""
     bits = _INTEGER_BITS.get(type_)
     if bits is not None:
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise errors.InvalidOutboxError(f"{what}: {value!r} is no int, and the column is {type_}")
-        if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
-            raise errors.InvalidOutboxError(f"{what}: {value} is beyond {type_}")
-        return value
-    return _uuid(value, what) if type_ == "uuid" else _text(value, what)
+        low, high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+        def integer(value: Any, message: NewMessage) -> int:
+            if type(value) is int and low <= value <= high:
+                return value
+            return _integer(value, low, high, type_, f"{message.category}: {what}")
+
+        return integer
+    check = _uuid if type_ == "uuid" else _text
+    return lambda value, message: check(value, f"{message.category}: {what}")
+
+
+def _integer(value: Any, low: int, high: int, type_: str, what: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise errors.InvalidOutboxError(f"{what}: {value!r} is no int, and the column is {type_}")
+    if not low <= value <= high:
+        raise errors.InvalidOutboxError(f"{what}: {value} is beyond {type_}")
+    return int(value)
+
+
+def _region(message: NewMessage) -> str:
+    what = f"{message.category}: region_name"
+    if message.region_name == "":
+        raise errors.InvalidOutboxError(f"{what}: is empty")
+    return _text(message.region_name, what)
 
 
 def _uuid(value: Any, what: str) -> uuid.UUID:
@@ -147,36 +172,36 @@ def _uuid(value: Any, what: str) -> uuid.UUID:
 def _text(value: Any, what: str) -> str:
     if not isinstance(value, str):
         raise errors.InvalidOutboxError(f"{what}: {value!r} is no str")
-    if not value and what.endswith("region_name"):
-        raise errors.InvalidOutboxError(f"{what}: is empty")
-    return _storable(value, what)
-
-
-def _storable(text: str, what: str) -> str:
-    if "\0" in text:
+    if "\0" in value:
         raise errors.InvalidOutboxError(f"{what}: PostgreSQL takes no NUL")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise errors.InvalidOutboxError(f"{what}: {exc}") from exc
+    return _encodable(value, what)
+
+
+def _encodable(text: str, what: str) -> str:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as exc:
+            raise errors.InvalidOutboxError(f"{what}: {exc}") from exc
     return text
 
 
-def _headers(value: Any, what: str) -> str:
-    if not isinstance(value, dict):
-        raise errors.InvalidOutboxError(f"{what}: {type(value).__name__} is no dict")
-    return _json(value, what)
+def _headers(message: NewMessage) -> str:
+    if not isinstance(message.headers, dict):
+        kind = type(message.headers).__name__
+        raise errors.InvalidOutboxError(f"{message.category}: headers: {kind} is no dict")
+    return _json(message.headers, message, "headers")
 
 
-def _json(value: Any, what: str) -> str:
+def _json(value: Any, message: NewMessage, what: str) -> str:
     """Write JSON that jsonb takes: what the server refused would end the application's transaction."""
     try:
-        text = json.dumps(value, allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_plain)
+        text = _ENCODER.encode(value)
     except (TypeError, ValueError, RecursionError) as exc:
-        raise errors.InvalidOutboxError(f"{what}: {exc}") from exc
-    if _NUL.search(text):
-        raise errors.InvalidOutboxError(f"{what}: PostgreSQL takes no NUL")
-    return _storable(text, what)
+        raise errors.InvalidOutboxError(f"{message.category}: {what}: {exc}") from exc
+    if "\\u0000" in text and _NUL.search(text):
+        raise errors.InvalidOutboxError(f"{message.category}: {what}: PostgreSQL takes no NUL")
+    return text if text.isascii() else _encodable(text, f"{message.category}: {what}")
 
 
 def _plain(value: Any) -> str:
@@ -185,6 +210,4 @@ def _plain(value: Any) -> str:
     raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
 
 
-def columns_of(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
-    """Turn rows into an array a column, as the statement takes them."""
-    return [list(column) for column in zip(*rows, strict=True)]
+_ENCODER = json.JSONEncoder(allow_nan=False, ensure_ascii=False, separators=(",", ":"), default=_plain)

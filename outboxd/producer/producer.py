@@ -6,17 +6,17 @@ import asyncio
 import datetime as dt
 import functools
 import weakref
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import msgspec
 
 from outboxd import inspection, load, log, registry, sql
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
 from outboxd.producer import counts
+from outboxd.producer.batch import Batch
 from outboxd.producer.context import OutboxContext
-from outboxd.producer.draft import NewMessage, Route, columns_of, find_route, row_of
+from outboxd.producer.draft import NewMessage, Route, columns_of, find_route
 from outboxd.producer.flush import Flusher
 from outboxd.producer.portal import PORTAL
 from outboxd.producer.transaction import transaction_on
@@ -27,26 +27,15 @@ if TYPE_CHECKING:
     from outboxd.config import OutboxConfig
     from outboxd.inspection import Table
     from outboxd.load import Loaded
-    from outboxd.model import ShardKey
     from outboxd.producer.flush import Unflushed
     from outboxd.producer.seat import Flushed
     from outboxd.producer.transaction import Transaction
     from outboxd.registry import Registry
 
 _STATEMENTS = sql.load("producer.sql")
+SHARD_COLUMNS = 4
+"""How many columns stand before those of the shard, in what the statement takes."""
 ALWAYS = dt.datetime(2016, 8, 1, tzinfo=dt.UTC)
-
-
-class Saved(msgspec.Struct, frozen=True):
-    """A message that was written, and whether it is to be flushed; only then its content is kept."""
-
-    id: int
-    route: Route
-    category: str
-    table: Table
-    shard: ShardKey
-    message: NewMessage | None
-    flush: bool
 
 
 class Producer:
@@ -141,65 +130,70 @@ class Producer:
         if found is not None:
             await found.close()
 
-    async def write(self, transaction: Transaction, messages: Sequence[NewMessage], *, flush: bool) -> list[Saved]:
+    async def write(
+        self, transaction: Transaction, messages: Sequence[NewMessage], *, flush: bool
+    ) -> tuple[list[int], list[Batch]]:
         """
-        Write messages; all are checked before the first is written.
+        Write messages, by one statement for each outbox; all are checked before the first is written.
+
+        Returns:
+            Their ids, in order; and what was written in each outbox.
 
         Raises:
             InvalidOutboxError: One breaks a rule.
             SchemaError: A table is not there.
         """
-        by_outbox: dict[str, list[tuple[int, NewMessage, Route]]] = {}
-        for number, message in enumerate(messages):
-            route = self._route(message)
-            by_outbox.setdefault(route.outbox.name, []).append((number, message, route))
-        batches = []
-        for batch in by_outbox.values():
-            table = await self._table(transaction, batch[0][2].outbox)
-            batches.append((batch, table, [row_of(message, route, table) for _, message, route in batch]))
-        saved: list[Saved | None] = [None] * len(messages)
-        for batch, table, rows in batches:
-            ids = await transaction.fetch(self._save_statement(table), *columns_of(rows))
-            for (number, message, route), row, record in zip(batch, rows, ids, strict=True):
-                saved[number] = Saved(
-                    record["id"], route, message.category, table, row[4:], message if flush else None, flush
-                )
-        return [each for each in saved if each is not None]
+        by_outbox: dict[str, list[int]] = {}
+        routes = list(map(self._route, messages))
+        for number, route in enumerate(routes):
+            by_outbox.setdefault(route.outbox.name, []).append(number)
+        parts = []
+        for numbers in by_outbox.values():
+            outbox = routes[numbers[0]].outbox
+            table = await self._table(transaction, outbox)
+            own = [messages[number] for number in numbers]
+            columns = columns_of(own, [routes[number] for number in numbers], table)
+            parts.append((numbers, own, columns, Batch(outbox, table, flush)))
+        ids = [0] * len(messages)
+        for numbers, own, columns, batch in parts:
+            rows = await transaction.fetch(self._save_statement(batch.table), *columns)
+            batch.ids = [row["id"] for row in rows]
+            batch.categories = Counter(message.category for message in own)
+            if flush:
+                batch.messages, batch.shards = own, list(zip(*columns[SHARD_COLUMNS:], strict=True))
+            for number, id_ in zip(numbers, batch.ids, strict=True):
+                ids[number] = id_
+        return ids, [batch for *_, batch in parts]
 
-    async def wake(self, transaction: Transaction, saved: Iterable[Saved]) -> None:
+    async def wake(self, transaction: Transaction, batches: Iterable[Batch]) -> None:
         """Wake the daemons of the outboxes that were written in."""
-        for oid in {each.table.oid for each in saved}:
+        for oid in {batch.table.oid for batch in batches}:
             await transaction.fetch(_STATEMENTS["wake"], f"outboxd_{oid}")
 
-    async def still_there(self, transaction: Transaction, saved: Iterable[Saved]) -> list[Saved]:
-        """Return those that are in their outbox still."""
-        by_table: dict[int, dict[int, Saved]] = {}
-        for each in saved:
-            by_table.setdefault(each.table.oid, {})[each.id] = each
-        left = []
-        for own in by_table.values():
-            table = next(iter(own.values())).table
-            statement = renderer_of(table, self.config.schema).render(_STATEMENTS["still_there"])
-            left += [own[row["id"]] for row in await transaction.fetch(statement, list(own))]
-        return left
+    async def still_there(self, transaction: Transaction, batches: Iterable[Batch]) -> tuple[int, Message | None]:
+        """Tell how many of the messages are in their outbox still; and the first of them, where that is known."""
+        count, first = 0, None
+        for batch in batches:
+            statement = renderer_of(batch.table, self.config.schema).render(_STATEMENTS["still_there"])
+            left = [row["id"] for row in await transaction.fetch(statement, batch.ids)]
+            count += len(left)
+            first = first or (self.message_of(batch, left[0]) if left else None)
+        return count, first
 
-    def count(self, saved: Iterable[Saved]) -> None:
-        """Count what was committed."""
-        counts.save((each.route.outbox.name, each.category) for each in saved)
-
-    def message_of(self, saved: Saved) -> Message | None:
+    def message_of(self, batch: Batch, id_: int) -> Message | None:
         """Return a message as a receiver would get it, where its content was kept; its times are about those of now."""
-        new, config = saved.message, saved.route.outbox
-        if new is None:
+        if not batch.messages:
             return None
-        columns = dict(zip(saved.table.shard_columns, saved.shard, strict=True))
+        index = batch.ids.index(id_)
+        new, shard = batch.messages[index], batch.shards[index]
+        columns = dict(zip(batch.table.shard_columns, shard, strict=True))
         return Message(
-            id=saved.id,
-            outbox=config.name,
-            shard_scope=saved.route.scope,
+            id=id_,
+            outbox=batch.outbox.name,
+            shard_scope=columns["shard_scope"],
             shard_identifier=columns["shard_identifier"],
             region_name=columns.get("region_name"),
-            category=saved.route.category,
+            category=self.config.categories[new.category].value,
             category_name=new.category,
             scope_name=self.config.categories[new.category].scope,
             object_identifier=new.object_identifier,
