@@ -190,11 +190,30 @@ async def install(connection: asyncpg.Connection, config: Config) -> list[str]:
     return done + await _drop_others(connection, config)
 
 
-async def _install(connection: asyncpg.Connection, config: Config, capture: Capture) -> list[str]:
-    name = f"{sql.quote(config.schema)}.{capture.function}"
-    mark = await connection.fetchval(_STATEMENTS["mark_of"], name)
+async def gaps(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[str]:
+    """
+    Tell what keeps the changes of a captured model from being written, as the database is now.
+
+    Raises:
+        SchemaError: The table cannot be captured.
+    """
+    capture = await inspect(connection, config, model)
+    mark, bare = await _state(connection, config, capture)
+    if mark is None:
+        return ["its triggers are not installed"]
+    found = [f"{table} lacks a trigger, or one is disabled" for table in bare]
+    return found if mark == capture.mark else [*found, "its triggers are of another configuration"]
+
+
+async def _state(connection: asyncpg.Connection, config: Config, capture: Capture) -> tuple[str | None, list[str]]:
+    """Return the mark of the function that is there, and the tables that lack a trigger."""
+    mark = await connection.fetchval(_STATEMENTS["mark_of"], f"{sql.quote(config.schema)}.{capture.function}")
     tables = await connection.fetch(_STATEMENTS["partitions"], capture.relation.oid)
-    bare = [row["name"] for row in tables if row["triggers"] < TRIGGERS]
+    return mark, [row["name"] for row in tables if row["triggers"] < TRIGGERS]
+
+
+async def _install(connection: asyncpg.Connection, config: Config, capture: Capture) -> list[str]:
+    mark, bare = await _state(connection, config, capture)
     if mark == capture.mark and not bare:
         return []
     own = {"schema": sql.quote(config.schema), "function": capture.function}

@@ -10,7 +10,7 @@ import contextlib
 import datetime as dt
 from typing import TYPE_CHECKING
 
-from outboxd import errors, inspection, load, privileges, registry, session, source, sql
+from outboxd import capture, errors, inspection, load, privileges, registry, session, source, sql
 from outboxd.check_table import check_model, check_outbox
 from outboxd.findings import Finding
 
@@ -173,14 +173,18 @@ async def _check_database(
             findings.append(Finding("error", f"outbox {outbox.name}", text, "Remove one of them."))
     for model in config.model:
         if model.outbox in [o.name for o in config.outboxes]:
-            findings += await _check_walk(connection, config, model)
+            findings += await _check_model(connection, config, model)
     return findings + await _check_privileges(connection, config, kinds, role)
 
 
-async def _check_walk(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
-    """Check a model's table, and whether its walk could be written: key, expressions, types."""
+async def _check_model(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
+    """Check a model's table, whether it is captured, and whether its walk could be written: key, expressions, types."""
     found = await check_model(connection, model)
-    if not model.replication_version or any(finding.level == "error" for finding in found):
+    if any(finding.level == "error" for finding in found):
+        return found
+    if model.capture:
+        found += await _check_capture(connection, config, model)
+    if not model.replication_version:
         return found
     try:
         walk = await source.inspect_walk(connection, config, model)
@@ -189,6 +193,17 @@ async def _check_walk(connection: asyncpg.Connection, config: Config, model: Mod
     except errors.OutboxdError as exc:
         return error_findings(f"model {model.table}", exc)
     return found
+
+
+async def _check_capture(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
+    subject = f"model {model.table}"
+    try:
+        gaps = await capture.gaps(connection, config, model)
+    except errors.OutboxdError as exc:
+        return error_findings(subject, exc)
+    if not gaps:
+        return [Finding("ok", subject, "its changes are captured by triggers")]
+    return [Finding("error", subject, f"capture: {gap}", "Run `outboxd migrate`.") for gap in gaps]
 
 
 async def check_server(connection: asyncpg.Connection) -> list[Finding]:

@@ -16,8 +16,11 @@ from outboxd import errors
 from outboxd.config import ModelConfig
 from outboxd.migrate import migrate
 from tests.drains import CONTROL, REGION, UUID, configure, connected
+from tests.processes import run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from outboxd.config import Config
 
 TABLE = "CREATE TABLE member (id bigint PRIMARY KEY, org bigint, slug text, seen int DEFAULT 0)"
@@ -30,6 +33,30 @@ MEMBER = {
     "replication_version": 0,
 }
 CAPTURE_WRITTEN = "table member: capture written"
+
+
+CONFIGURATION = """
+dsn = "{dsn}"
+
+[scopes.ORGANIZATION_SCOPE]
+value = 0
+
+[categories.MEMBER]
+value = 1
+scope = "ORGANIZATION_SCOPE"
+
+[[outbox]]
+name = "region"
+table = "outbox"
+
+[[model]]
+table = "member"
+outbox = "region"
+category = "MEMBER"
+shard_identifier = "org"
+capture = true
+replication_version = 0
+"""
 
 
 def capturing(*outboxes: Any, **model: Any) -> Config:
@@ -270,6 +297,25 @@ async def test_migrating_twice_does_nothing(connection: asyncpg.Connection) -> N
     assert await migrate(connection, capturing(payload_sql="'1'::jsonb")) == [CAPTURE_WRITTEN]
     await connection.execute("INSERT INTO member VALUES (1, 7, 'a')")
     assert await taken(connection) == [(7, 1, "insert", 1)]
+
+
+async def test_check_tells_what_is_not_captured(connection: asyncpg.Connection, database: str, tmp_path: Path) -> None:
+    file = tmp_path / "outboxd.toml"
+    file.write_text(CONFIGURATION.format(dsn=database))
+    await connection.execute(TABLE)
+
+    async def errors_found() -> list[str]:
+        done = await run("check", "--json", config=file)
+        return [each["text"] for each in json.loads(done.stdout) if each["level"] == "error"]
+
+    assert await errors_found() == ["capture: its triggers are not installed"]
+    assert (await run("migrate", config=file)).returncode == 0
+    assert await errors_found() == []
+    await connection.execute("ALTER TABLE member DISABLE TRIGGER outboxd_capture_delete")
+    assert await errors_found() == ["capture: public.member lacks a trigger, or one is disabled"]
+    file.write_text(file.read_text() + "payload_sql = \"'1'::jsonb\"\n")
+    assert len(await errors_found()) == 2
+    assert "capture member need a look" in (await run("migrate", "--sql", config=file)).stdout
 
 
 @pytest.mark.parametrize("after", [{"capture": False}, {"table": "other", "capture": False}])
