@@ -49,9 +49,8 @@ def migration_sql(config: Config, *, notify: bool = False) -> str:
         parts += _outbox_parts(config, outbox, notify=notify)
     captured = [model.table for model in config.model if model.capture]
     if captured:
-        parts.append(
-            f"-- The triggers that capture {_comment(', '.join(captured))} need a look at the tables: outboxd migrate."
-        )
+        tables = _comment(", ".join(captured))
+        parts.append(f"-- The triggers that capture {tables} need a look at the tables: run outboxd migrate")
     parts += [f"{each.create};\n{each.set_mark};" for each in save_function.functions(config) if config.outboxes]
     return "\n\n".join([*parts, "COMMIT;"]) + "\n"
 
