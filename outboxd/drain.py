@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import structlog
 
-from outboxd import errors
+from outboxd import errors, tracing
 from outboxd.deliver import is_being_ended, is_delivering, take_back_cancellation
 from outboxd.lane import Queue
 from outboxd.meter import SLICE_S
@@ -29,6 +29,8 @@ from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
+
+    from opentelemetry.trace import Tracer
 
     from outboxd.deliver import Delivery
     from outboxd.lane import Lane
@@ -58,6 +60,7 @@ class Drain:
         self._breath_at = 0.0
         self._breaths = 0
         self._breath: asyncio.Event | None = None
+        self.tracer = tracing.tracer()
 
     async def drainer(self) -> None:
         """Take turns until the queue is closed and empty, or there are more drainers than wanted."""
@@ -254,8 +257,17 @@ class Drain:
             message = message_of(group, turn, lane.outbox.name, category, self._live.registry, payload)
         except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes
             return self._unparsed(group, exc)
+        if self.tracer is not None:
+            return self._traced(self.tracer, group, category, message)
         rest = self._delivery.send_signal(category, message)
         return None if rest is None else self._conclude(rest, group, category, message)
+
+    async def _traced(self, tracer: Tracer, group: Group, category: Category, message: Message) -> Outcome:
+        with tracing.delivery(tracer, message, group.headers) as end:
+            rest = self._delivery.send_signal(category, message)
+            outcome = None if rest is None else await rest
+            end(outcome)
+        return await self._conclude(_known(outcome), group, category, message)
 
     async def _conclude(self, rest: Awaitable[Outcome], group: Group, category: Category, message: Message) -> Outcome:
         outcome = await rest
@@ -303,3 +315,8 @@ class Drain:
         if live.stopping or lane.is_closed or not turn.claim.is_usable(time.monotonic()):
             return True
         return live.switches is not NOTHING_OFF and lane.outbox.is_off(turn.claim.shard, live.switches)
+
+
+async def _known(outcome: Outcome) -> Outcome:
+    """Be awaited for an outcome that is there already."""
+    return outcome

@@ -17,7 +17,7 @@ import structlog
 
 from outboxd import errors, held
 from outboxd.model import Candidate
-from outboxd.turn import HEADERS, ID, PAYLOAD, SHARD_NUMBER, Turn, coalesce
+from outboxd.turn import HEADERS, ID, PAYLOAD, SHARD_NUMBER, Turn, coalesce, keep_headers
 
 if TYPE_CHECKING:
     import asyncpg
@@ -177,6 +177,8 @@ class Reader:
         claim = claimed[0]
         cut = cut or len(rows) >= self._live.drain.turn_rows_max
         groups = coalesce(rows, self._live.registry.apart)
+        if self._drain.tracer is not None:
+            keep_headers(groups, rows)
         rest_s = 0.0
         if failures:
             groups, rest_s = held.set_apart(groups, failures, self._live)

@@ -31,7 +31,7 @@ class Group(msgspec.Struct):
 
     They are of equal shard, category and object, or a single one where the category does not coalesce. `ids` are
     exactly the rows that were read (I2); `oldest` bears the schedule, `newest` the content. `is_counted`: a failure was
-    written ahead of the delivery (prepared mode).
+    written ahead of the delivery (prepared mode). `headers` of all of them, as JSON texts, where deliveries are traced.
     """
 
     ids: list[int]
@@ -39,6 +39,7 @@ class Group(msgspec.Struct):
     newest: Any
     known: KnownFailure | None = None
     is_counted: bool = False
+    headers: list[str] = []
 
     @property
     def subject(self) -> tuple[int, Any]:
@@ -74,6 +75,13 @@ def coalesce(rows: Iterable[asyncpg.Record], apart: frozenset[int]) -> list[Grou
             group.ids.append(row[ID])
             group.newest = row
     return list(groups.values())
+
+
+def keep_headers(groups: Iterable[Group], rows: Iterable[asyncpg.Record]) -> None:
+    """Remember the headers of every message, for the links of traces."""
+    headers = {row[ID]: row[HEADERS] for row in rows if row[HEADERS] is not None}
+    for group in groups if headers else ():
+        group.headers = [headers[id_] for id_ in group.ids if id_ in headers]
 
 
 class Turn(msgspec.Struct, eq=False):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from outboxd import contract, errors, suggest
+from outboxd import contract, errors, suggest, tracing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -120,11 +120,12 @@ def columns_of(messages: Sequence[NewMessage], routes: Sequence[Route], table: T
             if message.headers is not None:
                 where = f"outbox {route.outbox.name} has no column headers"
                 raise errors.InvalidOutboxError(f"{message.category}: {where}")
+    trace = tracing.headers() if table.has_headers else {}
     return [
         [route.category for route in routes],
         [convert_object(message.object_identifier, message) for message in messages],
         [None if message.payload is None else _json(message.payload, message, "payload") for message in messages],
-        [None if message.headers is None else _headers(message) for message in messages],
+        _headers(messages, trace),
         *(shards[column] for column in table.shard_columns),
     ]
 
@@ -186,11 +187,16 @@ def _encodable(text: str, what: str) -> str:
     return text
 
 
-def _headers(message: NewMessage) -> str:
-    if not isinstance(message.headers, dict):
-        kind = type(message.headers).__name__
-        raise errors.InvalidOutboxError(f"{message.category}: headers: {kind} is no dict")
-    return _json(message.headers, message, "headers")
+def _headers(messages: Sequence[NewMessage], trace: Mapping[str, str]) -> list[str | None]:
+    """Write the headers as JSON text; those of the trace give way to the message's own."""
+    none = json.dumps(trace) if trace else None
+    texts = []
+    for message in messages:
+        headers = message.headers
+        if headers is not None and not isinstance(headers, dict):
+            raise errors.InvalidOutboxError(f"{message.category}: headers: {type(headers).__name__} is no dict")
+        texts.append(none if headers is None else _json({**trace, **headers}, message, "headers"))
+    return texts
 
 
 def _json(value: Any, message: NewMessage, what: str) -> str:

@@ -29,7 +29,7 @@ from outboxd.producer import counts
 from outboxd.producer import seat as seats
 from outboxd.producer.seat import Seat
 from outboxd.settle import Settler
-from outboxd.turn import ID, Turn, coalesce
+from outboxd.turn import ID, Turn, coalesce, keep_headers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
@@ -302,7 +302,10 @@ class _Drain:
         rows = [row for row in rows if row[ID] <= self._bound.newest]
         if not rows:
             return [], None
-        groups, rest_s = held.set_apart(coalesce(rows, self._live.registry.apart), failures, self._live)
+        groups = coalesce(rows, self._live.registry.apart)
+        if self._turns.tracer is not None:
+            keep_headers(groups, rows)
+        groups, rest_s = held.set_apart(groups, failures, self._live)
         if rest_s > 0:
             self.problems.append(("an object waits for its next try", None))
         return groups, rows[-1][ID]
