@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import acts, errors, inspection, query, sql
+from outboxd.option_keys import canonical, canonical_sql
 from outboxd.query import Query
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _conditions(selection: Selection) -> list[tuple[str, Value]]:
         ("with_outbox", selection.outbox),
         ("with_region", selection.region),
         ("with_scope", selection.scope),
-        ("with_shard", selection.shard),
+        ("with_shard", None if selection.shard is None else canonical(selection.shard)),
         ("with_category", selection.category),
         ("older_than", seconds(selection.older_than)),
         ("newer_than", seconds(selection.newer_than)),
@@ -259,7 +260,7 @@ def _query(
         about=about,
         statement=text,
         values={**given, **values},
-        names={**query.names_without_outbox(config), **(names or {})},
+        names={**query.names_without_outbox(config), "canonical": canonical_sql, **(names or {})},
         shard_columns=shard_columns or {},
         numbers=query.numbers_of(config),
     )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from outboxd.config import OutboxConfig
 
 EVERYTHING = Selection()
+KEY = "d41d8cd9-8f00-b204-e980-0998ecf8427e"
 
 
 async def retry(connection: asyncpg.Connection, selection: Selection = EVERYTHING, **options: Any) -> Tally:
@@ -343,3 +344,18 @@ def _rows_made(plan: dict[str, Any]) -> Iterator[float]:
     yield (plan["Actual Rows"] + removed) * (plan["Actual Loops"] if "Index Name" in plan else 1)
     for child in plan.get("Plans", []):
         yield from _rows_made(child)
+
+
+@pytest.mark.parametrize(
+    ("meant", "others"), [("-5", ("5",)), ("acme-eu", ("acmeeu", "ACME-EU")), (KEY.upper(), ("x",))]
+)
+async def test_letters_of_another_shard_stay(
+    connection: asyncpg.Connection, meant: str, others: tuple[str, ...]
+) -> None:
+    for shard in (meant, *others):
+        await write_letters(connection, shard=shard)
+
+    tally = await purge(connection, Selection(scope=0, shard=meant.lower()))
+
+    assert tally.moved == 1
+    assert {row["shard_identifier"] for row in await letters(connection)} == set(others)
