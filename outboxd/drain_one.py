@@ -180,7 +180,10 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _hold(connection, pipeline, target)
     await acts.make_due(connection, pipeline.config, [target.stuck])
     async with acts.transaction(connection):
-        return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
+        depth = await acts.count_shard(connection, pipeline.config, target.table, target.shard)
+    await pipeline.refresh()  # all of that may have waited, and somebody has paused the shard meanwhile
+    await _refuse_switched_off(connection, pipeline, target)
+    return depth
 
 
 class _Stop:
@@ -260,7 +263,7 @@ async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipelin
     lines = [f"{switching.subject(row)}: {switching.origin(row)}" for row in found]
     ends = dict.fromkeys(_remedy(row) for row in found)
     raise errors.ActRefused(
-        "\n  - ".join(["the shard is switched off; nothing was done", *lines]),
+        "\n  - ".join(["the shard is switched off; nothing was delivered", *lines]),
         hint=f"To end that: {', '.join(ends)}." if ends else "",
     )
 

@@ -201,6 +201,29 @@ async def test_what_is_switched_off_is_refused_with_who_and_why_and_how_to_end_i
     assert await connection.fetchval("SELECT count(*) FROM outboxd.worker") == 0
 
 
+async def test_what_is_switched_off_while_it_waits_for_a_lock_is_refused_too(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    stays = await write(connection, due_in_s=3_600)
+    seen = Recorder()
+    async with connected(database) as other:
+        holding = other.transaction()
+        await holding.start()
+        await other.execute("SELECT FROM outbox FOR UPDATE")
+        drained = asyncio.create_task(drain(database, seen))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await until(lambda: connection.fetchval(waiting))
+        await connection.execute(PAUSES["shard"])
+        await holding.rollback()
+
+        with pytest.raises(errors.ActRefused, match="pause 1 by ada"):
+            await drained
+
+    assert (seen.messages, await remaining(connection)) == ([], [stays])
+
+
 async def test_a_category_that_is_switched_off_stays_and_is_named(
     database: str, connection: asyncpg.Connection
 ) -> None:
