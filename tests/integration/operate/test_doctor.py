@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from outboxd import doctor, explain
 from outboxd.check import prepare
 from outboxd.embedded import embedded_postgres
@@ -17,8 +19,6 @@ from tests.trouble import DEAD_HOST, HEALTHY, INVISIBLE, UNHANDLED, Trouble, tro
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.conftest import Postgres
 
@@ -95,6 +95,31 @@ async def test_a_registered_daemon_that_claims_nothing_is_found_out(trouble: Tro
     assert "messages have been due for 1 h, and its daemons have claimed no shard" in said(idle, "claims")
     assert said(busy, "claims") == ""
     assert "been due for 1 h; doctor.lag_slo_s is 60" in said(busy, "lag")
+
+
+@pytest.mark.parametrize(
+    ("added", "due", "level"),
+    [
+        ("-infinity", "-infinity", "error"),
+        ("0044-03-15 BC", "-infinity", "error"),
+        ("infinity", "-infinity", "ok"),
+        ("20000-01-01", "-infinity", "ok"),
+        ("now", "infinity", "ok"),
+        ("now", "20000-01-01", "ok"),
+    ],
+)
+async def test_times_at_the_edge_of_time_are_answered(trouble: Trouble, added: str, due: str, level: str) -> None:
+    await trouble.connection.execute("DELETE FROM outbox WHERE shard_identifier <> 1")
+    await trouble.connection.execute(f"UPDATE outbox SET date_added = '{added}', scheduled_for = '{due}'")
+
+    async with by_hand(trouble.dsn, trouble.config):
+        report = await examined(trouble)
+        known = explain.look_up(trouble.loaded, REGION)
+        asked = explain.Asked(REGION, 0, str(HEALTHY))
+        answer = await explain.explain(trouble.connection, trouble.config, asked, known)
+
+    assert [each.level for each in report.found["lag"] if each.subject == "outbox region"] == [level]
+    assert f"{answer.facts['messages']} message" in "\n".join(explain.lines(answer))
 
 
 async def test_a_receiver_module_may_run_an_event_loop_when_it_is_imported(trouble: Trouble) -> None:
