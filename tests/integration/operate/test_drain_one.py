@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 async def _signals_are_given_back() -> AsyncIterator[None]:
     yield
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
