@@ -226,9 +226,8 @@ async def purge_expired(connection: asyncpg.Connection, config: Config, kept_for
         OutboxdError: As the database has it.
     """
     statement = sql.Renderer({"schema": sql.quote(config.schema)}, {}).render(_body("purge_expired"))
-    with inspection.translated("purging dead letters"):
-        async with acts.transaction(connection):
-            purged: int = await connection.fetchval(statement, kept_for, BATCH_ROWS)
+    async with acts.transaction(connection, "purging dead letters"):
+        purged: int = await connection.fetchval(statement, kept_for, BATCH_ROWS)
     return purged
 
 
@@ -236,9 +235,8 @@ async def _in_batches(connection: asyncpg.Connection, asked: Query, tally: Tally
     after = 0
     while True:
         text, arguments = dataclasses.replace(asked, values={**asked.values, "after": after}).bound()
-        with inspection.translated(doing):
-            async with acts.transaction(connection):
-                [(looked_at, after, moved)] = await connection.fetch(text, *arguments)
+        async with acts.transaction(connection, doing):
+            [(looked_at, after, moved)] = await connection.fetch(text, *arguments)
         if not looked_at:
             return
         tally.looked_at += looked_at

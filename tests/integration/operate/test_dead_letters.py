@@ -261,6 +261,7 @@ async def test_a_locked_outbox_is_an_error_after_some_seconds_and_loses_nothing(
             await retry(connection)
 
     assert raised.value.sqlstate == "55P03"
+    assert "Another session has locked it" in raised.value.hint
     assert await letter_ids(connection) == ids
 
 
@@ -329,7 +330,7 @@ async def rows_read(connection: asyncpg.Connection, statement: str, values: dict
     asked = dead_letters._query(STANDARD, statement, EVERYTHING, values, names=names, shard_columns=columns)
     text, arguments = asked.bound()
     with contextlib.suppress(TakenBackError):
-        async with acts.transaction(connection):
+        async with acts.transaction(connection, "counting"):
             plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
             raise TakenBackError
     return list(_rows_made(msgspec.json.decode(plan)[0]["Plan"]))

@@ -394,8 +394,9 @@ async def test_a_table_that_is_locked_at_the_end_is_not_waited_for_for_ever(
     monkeypatch.setattr(drain_module, "_failures", lock)
     monkeypatch.setattr(acts, "LOCK_TIMEOUT_S", 0.1)
 
-    with pytest.raises(errors.StatementFailed, match=r"counting the messages of a shard: .* lock timeout"):
+    with pytest.raises(errors.StatementFailed, match=r"counting the messages of a shard: .* lock timeout") as raised:
         await drain(database, Recorder())
+    assert "Another session has locked it" in raised.value.hint
 
 
 async def test_what_it_has_failed_is_backed_off_as_by_a_daemon(database: str, connection: asyncpg.Connection) -> None:
