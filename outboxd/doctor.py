@@ -256,7 +256,7 @@ _CHECK_OF = {"table": "tables", "horizon": "vacuum", "options": "switches"}
 
 def questions(config: Config) -> Iterator[tuple[str, OutboxConfig | None, Query]]:
     """Yield what is asked, in order: the statement's name, the outbox that it is about (None: all), the question."""
-    yield "switches", None, switching.switched_off_query(config)
+    yield "switches", None, switching.switched_off_query(config, rows_max=switching.ROWS_READ_MAX)
     yield "options", None, setting.options_query(config, unset_too=False)
     for name in GLOBAL:
         yield name, None, _question(config, config.outboxes[0], name)

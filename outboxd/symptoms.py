@@ -124,7 +124,7 @@ def switches(rows: list[Row], options: list[Row]) -> list[Finding]:
     for option in options:
         if option["key"] in listed:
             what = listed[option["key"]]
-            more = f" and {len(what) - NAMED_MAX} more" if len(what) > NAMED_MAX else ""
+            more = f" and {len(what) - NAMED_MAX:,} more" if len(what) > NAMED_MAX else ""
             by = {"author": option["updated_by"], "since": option["updated_at"], "option": option["key"], "id": None}
             found.append(_switch({**option, **by}, ", ".join(what[:NAMED_MAX]) + more))
         if option["problem"] is not None and option["state"] == "in force":

@@ -75,13 +75,18 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 -- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard. In prepared mode a first
 -- failure that says {died} is mostly a delivery under way: for a minute it does not count. Placeholders as in load.
 due.category <> ALL ({categories_off}::int4[])
-        AND NOT EXISTS (
-            SELECT
+        -- NOT IN is hashed, whatever the planner thinks of the lists' length: a list may be long. No entry is null.
+        AND (due.shard_scope, due.shard_identifier::text) NOT IN (
+            SELECT off.shard_scope, off.shard_identifier
             FROM unnest({scopes_off}::int4[], {identifiers_off}::text[], {regions_off}::text[])
                 AS off (shard_scope, shard_identifier, region_name)
-            WHERE off.shard_scope = due.shard_scope
-                AND off.shard_identifier = due.shard_identifier::text
-                AND (off.region_name IS NULL OR off.region_name = {region_text:due})
+            WHERE off.region_name IS NULL
+        )
+        AND (due.shard_scope, due.shard_identifier::text, {region_text:due}) NOT IN (
+            SELECT off.shard_scope, off.shard_identifier, off.region_name
+            FROM unnest({scopes_off}::int4[], {identifiers_off}::text[], {regions_off}::text[])
+                AS off (shard_scope, shard_identifier, region_name)
+            WHERE off.region_name IS NOT NULL
         )
         AND NOT EXISTS (
             SELECT
