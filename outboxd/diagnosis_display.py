@@ -73,6 +73,8 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
         click.echo("\n+ means at least")
     if any(row["depth"] is None for row in rows):
         click.echo("\n? means that the message which failed is gone")
+    if any(row["is_partial"] for row in rows):
+        click.echo("\nmore objects fail than were looked at: others may have failed longer")
     _echo_reasons([(f"{name_of(row)}, object {row['object_identifier']}", row["last_error"]) for row in rows])
 
 

@@ -205,6 +205,7 @@ LEFT JOIN LATERAL (
 -- `shards`.
 -- limit            shards at most
 -- counted          messages of one shard to count at most
+-- failures         failing objects to look at, at most, in the order of their index: a million take a second
 -- index            primary key; (<sharding columns>, id); primary key of outboxd.failure
 SELECT
     {outbox}::text AS outbox,
@@ -223,7 +224,15 @@ SELECT
     last_row.date_added AS newest,
     f.attempts,
     f.since AS first_failed_at,
-    f.last_error
+    f.last_error,
+    EXISTS (
+        SELECT
+        FROM {schema}.failure AS known
+        WHERE known.outbox = {outbox}
+        ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+        OFFSET {value:failures}
+        LIMIT 1
+    ) AS is_partial
 FROM (
     SELECT *
     FROM (
@@ -231,9 +240,14 @@ FROM (
             failure.*,
             count(*) OVER of_shard AS objects,
             min(first_failed_at) OVER of_shard AS since
-        FROM {schema}.failure AS failure
-        WHERE outbox = {outbox}
-            AND {in_region}
+        FROM (
+            SELECT known.*
+            FROM {schema}.failure AS known
+            WHERE known.outbox = {outbox}
+            ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+            LIMIT {value:failures}
+        ) AS failure
+        WHERE {in_region}
             AND NOT (last_error = {died} AND attempts = 1 AND last_failed_at > now() - interval '1 minute')
         WINDOW of_shard AS (PARTITION BY shard_scope, shard_identifier, region_name)
         ORDER BY shard_scope, shard_identifier, region_name, attempts DESC, message_id

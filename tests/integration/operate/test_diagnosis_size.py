@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from outboxd import check, diagnosis, doctor, errors, query
+from outboxd import check, diagnosis, diagnosis_display, doctor, errors, query
 from outboxd.diagnosis import Bounds
 from outboxd.query import Query, fetch
 from tests.drains import CONTROL, REGION, configure, connected, until, write_many
@@ -172,6 +172,26 @@ async def test_a_question_ends_after_its_time_and_says_what_else_there_is(
 
     assert raised.value.sqlstate == "57014"
     assert "what --sql prints" in raised.value.hint
+
+
+async def test_of_very_many_failures_a_part_is_looked_at_and_that_is_said(
+    connection: asyncpg.Connection, database: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await connection.execute(
+        "INSERT INTO outboxd.failure (outbox, shard_scope, shard_identifier, region_name, category, object_identifier,"
+        " message_id, attempts, last_error, first_failed_at, last_failed_at)"
+        " SELECT 'region', 0, n / 10, '', 4, n, n, 1, 'no', now(), now() FROM generate_series(1, 30000) AS n"
+    )
+    few = diagnosis.stuck(CONFIG, [REGION], limit=5, bounds=Bounds(failures=1_000))
+    all_ = diagnosis.stuck(CONFIG, [REGION], limit=5, bounds=Bounds(failures=30_000))
+
+    partial, whole = await ask(connection, few), await ask(connection, all_)
+    diagnosis_display.show_stuck(partial, await diagnosis.now(connection))
+
+    assert [row["is_partial"] for row in partial + whole] == [True] * 5 + [False] * 5
+    assert await rows_of(database, few.for_psql()) == partial
+    assert await pages_read(connection, few) < await pages_read(connection, all_) / 10
+    assert "more objects fail than were looked at" in capsys.readouterr().out
 
 
 async def test_a_long_list_of_what_is_off_costs_little_and_is_counted(trouble: Trouble) -> None:
