@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from outboxd.config import Config
+    from outboxd.config import Config, OutboxConfig
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
 
@@ -51,6 +51,39 @@ async def naming_grants(dsn: Callable[[], str], config: Config, kind: RoleKind) 
         raise
 
 
+async def require_outbox(connection: asyncpg.Connection, outbox: OutboxConfig) -> None:
+    """
+    Refuse to drain an outbox whose deliveries could not be settled: they would be made again and again.
+
+    Raises:
+        PrivilegeError: Names the GRANTs.
+    """
+    with inspection.translated(f"looking at table {outbox.table}"):
+        missing = await privileges.missing_on_outbox(connection, outbox)
+    _refuse(missing, f"table {outbox.table}")
+
+
+async def require_own_tables(dsn: Callable[[], str], config: Config) -> None:
+    """
+    Refuse to drain where failures could not be written down.
+
+    Raises:
+        PrivilegeError: Names the GRANTs.
+    """
+    async with session.visit(dsn(), name="inspect") as connection:
+        missing = await privileges.missing_on_schema(connection, config)
+    _refuse(missing, f"schema {config.schema}")
+
+
+def _refuse(missing: list[str], what: str) -> None:
+    if missing:
+        raise errors.PrivilegeError(f"the role that connects lacks privileges on {what}", hint=_to_run(missing))
+
+
+def _to_run(missing: list[str]) -> str:
+    return "As the owner of the schema, run:\n" + "\n".join(f"  {grant}" for grant in missing)
+
+
 async def name_grants(exc: errors.OutboxdError, dsn: Callable[[], str], config: Config, kind: RoleKind) -> None:
     """
     Put the GRANTs that are missing into the hint of an error about a privilege; any other is left as it is.
@@ -67,4 +100,4 @@ async def name_grants(exc: errors.OutboxdError, dsn: Callable[[], str], config: 
         async with session.visit(dsn(), name="grants") as connection:
             role = await connection.fetchval("SELECT current_user::text")
             if missing := await privileges.missing_grants(connection, config, role, kind):
-                exc.hint = "As the owner of the schema, run:\n" + "\n".join(f"  {grant}" for grant in missing)
+                exc.hint = _to_run(missing)

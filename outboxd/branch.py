@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import anyio
 import structlog
 
-from outboxd import errors, schedule, session
+from outboxd import access, errors, schedule, session
 from outboxd.bounded import BoundedRun
 from outboxd.inspection import inspect_table
 from outboxd.lane import Lane
@@ -84,7 +84,9 @@ class Branch:
 
     async def _inspect(self) -> Table:
         async with session.visit(self._pipeline.dsn(), name=f"inspect {self.config.name}") as connection:
-            return await inspect_table(connection, self.config)
+            table = await inspect_table(connection, self.config)
+            await access.require_outbox(connection, self.config)
+            return table
 
     async def _drain_table(self, table: Table, background: TaskGroup) -> None:
         pipeline = self._pipeline

@@ -142,6 +142,9 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     where_sql: str = ""
     region_names: list[str] = []
     region_names_sql: str = ""
+    capture: bool = False
+    capture_columns: list[str] = []
+    capture_delete_payload_sql: str = ""
     replication_version: Annotated[int, Meta(ge=0, le=2**31 - 2)] = 1
 
 

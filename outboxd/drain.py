@@ -110,7 +110,8 @@ class Drain:
                 turn.unfinished = True
                 return
             turn.unreadable = True
-            log.warning("shard.unreadable", outbox=lane.outbox.name, shard=turn.claim.shard, error=str(exc))
+            shard, hint = turn.claim.shard, exc.hint or None
+            log.warning("shard.unreadable", outbox=lane.outbox.name, shard=shard, error=str(exc), hint=hint)
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:
         turn.slice_at = time.monotonic()

@@ -77,6 +77,22 @@ def configure(format: Format = "auto", level: Level = "info", *, stream: TextIO 
     _configure_standard_library(writer, renderer, number)
 
 
+def configure_as_library() -> None:
+    """Hand events to the standard library's logging, unless the application has set structlog up for itself."""
+    if structlog.is_configured():
+        return
+    structlog.configure(
+        processors=[
+            structlog.stdlib.filter_by_level,
+            structlog.processors.format_exc_info,
+            mask_secrets,
+            structlog.processors.KeyValueRenderer(key_order=["event"]),
+        ],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+
+
 def get(**context: Any) -> FilteringBoundLogger:
     """
     Return a logger that follows `configure`, with *context* in every event.

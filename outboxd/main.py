@@ -10,7 +10,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from outboxd import errors, log, registry, sentry
+from outboxd import errors, log, producer, registry, sentry
 from outboxd.housekeeping import Housekeeping
 from outboxd.lifecycle import ServiceManager
 from outboxd.load import Loaded, read_secret, session_dsn
@@ -125,12 +125,18 @@ def build_registry(loaded: Loaded) -> Registry:
         _log.warning("config.unknown_variable", variable=stranger)
     config.require_outboxes()
     built = registry.build(config, registry.load_receivers(config.receivers.modules, loaded.folder))
+    _let_receivers_produce(loaded, built)
     if not built.receiver_count:
         _log.warning(
             "receivers.none",
             hint="no receiver is registered: every message will fail; name modules in [receivers] modules",
         )
     return built
+
+
+def _let_receivers_produce(loaded: Loaded, built: Registry) -> None:
+    """Have `outbox_context` use our configuration in receivers, which may be another than it would find."""
+    producer.use(producer.Producer(loaded, registry=built))
 
 
 class Daemon:
@@ -263,6 +269,7 @@ class Daemon:
             _log.warning("config.restart_needed", keys=kept)
         log.configure(loaded.config.log.format, loaded.config.log.level)
         self._pipeline.apply(loaded.config, built)
+        _let_receivers_produce(loaded, built)
         self._housekeeping.keep_days = loaded.config.dead_letter.keep_days
         _log.info("config.reloaded", source=str(loaded.source or ""))
 

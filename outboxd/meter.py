@@ -22,6 +22,12 @@ AGE_US_MAX = 10 * 365 * 86_400 * 1_000_000
 SLICE_S = 0.002
 """For so long drainers deliver before they let the event loop turn."""
 
+UNKNOWN = "unknown"
+"""What stands for every category that is not configured, where categories are told by name."""
+CATEGORIES_MAX = 2_000
+OTHERS = -(2**31) - 1
+"""No category: numbers of categories are int4."""
+
 AGES_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3_600, 21_600, 86_400)
 """Bounds of ages: from a wake-up that went well to a shard that was stuck for a day."""
 WORK_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -93,10 +99,11 @@ class Meter:
         self.categories: dict[int, Tally] = {}
 
     def of(self, category: int) -> Tally:
-        """Return the tally of a category."""
+        """Return the tally of a category; rows may bear any number, so that beyond a bound all others share one."""
         tally = self.categories.get(category)
         if tally is None:
-            tally = self.categories[category] = Tally()
+            number = category if len(self.categories) < CATEGORIES_MAX else OTHERS
+            tally = self.categories.setdefault(number, Tally())
         return tally
 
     def now(self) -> Instant:

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING
 from prometheus_client import REGISTRY
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
-from outboxd import readiness
-from outboxd.meter import cumulated
+from outboxd import families, readiness
+from outboxd.families import TIMED
+from outboxd.meter import UNKNOWN, cumulated
+from outboxd.producer import counts
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -29,10 +31,6 @@ if TYPE_CHECKING:
     from outboxd.sampler import Sampler
     from outboxd.session import Session
     from outboxd.stall import StallWatch
-
-UNKNOWN = "unknown"
-BY_CATEGORY = ("outbox", "category")
-TIMED = (*BY_CATEGORY, "synchronous")
 
 
 class Collector:
@@ -71,24 +69,10 @@ class Collector:
         return UNKNOWN if category is None else category.name
 
     def _deliveries(self) -> Iterator[Metric]:
-        counts = (
-            ("outbox_rows_retired", "Rows deleted after their delivery.", "retired"),
-            ("outbox_failures", "Deliveries that failed.", "failures"),
-            ("outbox_buried", "Groups of messages that were buried.", "buried"),
-        )
-        processed = CounterMetricFamily("outbox_processed", "Coalesced groups delivered.", labels=TIMED)
-        for labels, count in self._summed("delivered").items():
-            processed.add_metric([*labels, "false"], count)
-        yield processed
-        for name, text, field in counts:
-            family = CounterMetricFamily(name, text, labels=BY_CATEGORY)
-            for labels, count in self._summed(field).items():
-                family.add_metric(labels, count)
-            yield family
-        saved = CounterMetricFamily("outbox_saved", "Messages written by this process.", labels=BY_CATEGORY)
-        for names, messages in self._saved().items():
-            saved.add_metric(names, messages)
-        yield saved
+        yield families.processed(self._summed("delivered"), counts.flushed("delivered"))
+        for field in families.SUMMED:
+            yield families.summed(field, families.added(self._summed(field), counts.flushed(field)))
+        yield families.saved(families.added(self._saved(), counts.saved))
 
     def _summed(self, field: str) -> dict[tuple[str, str], int]:
         # From 0 on, or the first increase would not be seen as one.

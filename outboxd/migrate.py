@@ -12,7 +12,7 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from outboxd import contract, errors, inspection, sql
+from outboxd import capture, contract, errors, inspection, save_function, sql
 from outboxd.session import refuse_pooler, translate
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ async def migrate(connection: asyncpg.Connection, config: Config, *, notify: boo
             done = await _migrate_schema(connection, config)
             for outbox in config.outboxes:
                 done += await _migrate_outbox(connection, config, outbox, notify=notify)
+            done += await _write_save_function(connection, config)
+            done += await capture.install(connection, config)
     except inspection.FAILURES as exc:
         raise _explained(exc) from exc
     return done
@@ -174,6 +176,20 @@ async def _migrate_outbox(
         done = await _add_columns(connection, relation, outbox)
         done += await _add_indexes(connection, relation, outbox)
     return done + (await _add_trigger(connection, config, outbox) if notify else [])
+
+
+async def _write_save_function(connection: asyncpg.Connection, config: Config) -> list[str]:
+    """Create `save` anew where it was made by another configuration; its tables are there by now."""
+    if not config.outboxes:
+        return []
+    rows = await connection.fetch(save_function.marks_query(config))
+    marks = {row["identifier"]: row["text"] for row in rows}
+    changed = [each for each in save_function.functions(config) if marks[each.identifier] != each.mark]
+    async with connection.transaction():
+        for function in changed:
+            await connection.execute(function.create)
+            await connection.execute(function.set_mark)
+    return [f"schema {config.schema}: function save written"] if changed else []
 
 
 async def _create(connection: asyncpg.Connection, outbox: OutboxConfig) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
-from outboxd import contract, inspection, migrate, sql
+from outboxd import contract, inspection, migrate, save_function, sql
 from outboxd.sql import literal
 from outboxd.version import __version__
 
@@ -47,6 +47,7 @@ def migration_sql(config: Config, *, notify: bool = False) -> str:
     ]
     for outbox in config.outboxes:
         parts += _outbox_parts(config, outbox, notify=notify)
+    parts += [f"{each.create};\n{each.set_mark};" for each in save_function.functions(config) if config.outboxes]
     return "\n\n".join([*parts, "COMMIT;"]) + "\n"
 
 

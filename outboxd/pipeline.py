@@ -113,6 +113,7 @@ class Pipeline:
 
     async def _open(self) -> None:
         await require_database(self.dsn(), self.config)
+        await access.require_own_tables(self.dsn, self.config)
         await self.claims.open()
         try:
             await self.refresh()
@@ -267,11 +268,11 @@ class Pipeline:
 
     async def _count_remaining(self) -> None:
         for branch in self.branches:
-            if branch.outbox is not None and branch.error is None:
+            if branch.outbox is not None:
                 try:
                     self.remaining_due += await branch.outbox.count_due_shards(REMAINING_PAIRS_MAX)
                 except errors.OutboxdError as exc:
-                    branch.error = exc
+                    branch.error = branch.error or exc
 
     async def _keep_refreshing(self) -> None:
         failures = 0

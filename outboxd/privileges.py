@@ -9,7 +9,7 @@ from outboxd import sql
 if TYPE_CHECKING:
     import asyncpg
 
-    from outboxd.config import Config
+    from outboxd.config import Config, OutboxConfig
 
 RoleKind = Literal["owner", "daemon", "producer", "operator", "reader"]
 
@@ -46,13 +46,28 @@ async def missing_grants(connection: asyncpg.Connection, config: Config, role: s
         return await _owner(search, config)
     statements: list[str] = []
     for outbox in config.outboxes:
-        statements += await search.on_table(outbox.table, _ON_OUTBOX[kind], with_sequences=kind != "reader")
+        statements += await search.on_outbox(outbox, kind)
     if kind == "daemon":
         for model in _models(config):
             statements += await search.on_table(model, ["SELECT"])
     if kind in _ON_OWN_SCHEMA:
         statements += await search.on_own_schema(config.schema, _ON_OWN_SCHEMA[kind])
     return list(dict.fromkeys(statements))
+
+
+async def missing_on_outbox(connection: asyncpg.Connection, outbox: OutboxConfig) -> list[str]:
+    """Return the statements that give the role of a connection what it lacks to drain one outbox."""
+    return await (await _own_search(connection)).on_outbox(outbox, "daemon")
+
+
+async def missing_on_schema(connection: asyncpg.Connection, config: Config) -> list[str]:
+    """Return the statements that give the role of a connection what a drain lacks on outboxd's own tables."""
+    return await (await _own_search(connection)).on_own_schema(config.schema, _ON_OWN_SCHEMA["daemon"])
+
+
+async def _own_search(connection: asyncpg.Connection) -> _Search:
+    role = await connection.fetchval("SELECT current_user::text")
+    return _Search(connection, role, await _quoted(connection, role))
 
 
 def _models(config: Config) -> list[str]:
@@ -88,6 +103,9 @@ class _Search:
         lacks = await self.connection.fetchval(_STATEMENTS["lacks_on_schema"], self.role, schema, privilege)
         name = await _quoted(self.connection, schema)
         return [f"GRANT {privilege} ON SCHEMA {name} TO {self.quoted};"] if lacks else []
+
+    async def on_outbox(self, outbox: OutboxConfig, kind: RoleKind) -> list[str]:
+        return await self.on_table(outbox.table, _ON_OUTBOX[kind], with_sequences=kind != "reader")
 
     async def on_table(self, table: str, wanted: list[str], *, with_sequences: bool = False) -> list[str]:
         found = await find_table(self.connection, table)

@@ -99,6 +99,7 @@ def _models(config: Config) -> Iterator[str]:
     # A watermark belongs to a table: two walks of one table would share it.
     walked = (m.table for m in config.model if m.replication_version)
     yield from _twice("model: the backfilled table", walked)
+    yield from _twice("model: the captured table", (m.table for m in config.model if m.capture))
     outboxes = {o.name: o for o in config.outbox if o.name}
     for i, model in enumerate(config.model):
         at = f'model "{model.table}"' if model.table else f"model[{i}]"
@@ -119,7 +120,12 @@ def _model_columns(at: str, model: ModelConfig) -> Iterator[str]:
         column = getattr(model, key)
         if not sql.is_identifier(column) and (column or key == "object_identifier"):
             yield f"{at}: {key} cannot be the name of a column: {column!r}"
-    for key in ("shard_identifier_sql", "payload_sql", "where_sql", "region_names_sql"):
+    for column in model.capture_columns:
+        if not sql.is_identifier(column):
+            yield f"{at}: capture_columns: {column!r} cannot be the name of a column"
+    if not model.capture and (model.capture_columns or model.capture_delete_payload_sql):
+        yield f"{at}: capture_columns and capture_delete_payload_sql are for capture = true"
+    for key in ("shard_identifier_sql", "payload_sql", "where_sql", "region_names_sql", "capture_delete_payload_sql"):
         if "\0" in getattr(model, key):
             yield f"{at}: {key} holds a NUL character"
 
@@ -133,7 +139,7 @@ def _model_regions(at: str, model: ModelConfig, outbox: OutboxConfig | None) -> 
         return
     if given and "region_name" not in outbox.sharding_columns:
         yield f"{at}: {given[0]}: outbox {outbox.name} has no region_name among its sharding_columns"
-    if not given and model.replication_version and "region_name" in outbox.sharding_columns:
+    if not given and (model.replication_version or model.capture) and "region_name" in outbox.sharding_columns:
         yield f"{at}: needs region_names or region_names_sql, because outbox {outbox.name} shards by region"
     for name in model.region_names:
         if not name or "\0" in name:

@@ -160,4 +160,4 @@ class Sampler:
     def _complain(self, name: str, exc: errors.OutboxdError) -> None:
         if name not in self._failures:
             self._failures.add(name)
-            log.warning("metrics.not_sampled", outbox=name or None, error=str(exc))
+            log.warning("metrics.not_sampled", outbox=name or None, error=str(exc), hint=exc.hint or None)

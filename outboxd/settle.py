@@ -259,7 +259,8 @@ class Settler:
             return
         turn = batch[0].turn
         turn.deferrals += 1
-        log.warning("settle.deferred", outbox=self._outbox.name, endings=len(batch), error=str(exc))
+        hint = exc.hint or None if isinstance(exc, errors.OutboxdError) else None
+        log.warning("settle.deferred", outbox=self._outbox.name, endings=len(batch), error=str(exc), hint=hint)
         if self.gives_up and turn.deferrals > DEFERRALS_MAX:
             self.error = exc if isinstance(exc, errors.OutboxdError) else errors.StatementFailed(str(exc))
             for entry in batch:

@@ -152,12 +152,21 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
     return Source(relation.oid, relation.name, sql.quote(bare), sql.quote(keys[0]), key_type)
 
 
-def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable[[str], str]]:
-    """Return the placeholders of statements that read rows of the source table, and what they become."""
+def names_of_expressions(model: ModelConfig, alias: str) -> dict[str, str]:
+    """Return what a message takes from a row of the source table, which stands in the statement as *alias*."""
 
     def column(name: str) -> str:
-        return f"{source.alias}.{sql.quote(name)}" if name else ""
+        return f"{alias}.{sql.quote(name)}" if name else ""
 
+    return {
+        "shard_identifier": expression(model.shard_identifier_sql, column(model.shard_identifier)),
+        "object_identifier": column(model.object_identifier),
+        "payload": expression(model.payload_sql, "NULL::jsonb"),
+    }
+
+
+def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable[[str], str]]:
+    """Return the placeholders of statements that read rows of the source table, and what they become."""
     key = f"{source.alias}.{source.key}"
     above, type_ = (">", "uuid") if source.key_type == "uuid" else (">=", "int8")
     return {
@@ -166,10 +175,8 @@ def names_of_row(model: ModelConfig, source: Source) -> dict[str, str | Callable
         "key": key,
         "key_type": type_,
         "resumed": lambda n: f"(${n}::{type_} IS NULL OR {key} {above} ${n}::{type_})",
-        "condition": _expression(model.where_sql, "true"),
-        "shard_identifier": _expression(model.shard_identifier_sql, column(model.shard_identifier)),
-        "object_identifier": column(model.object_identifier),
-        "payload": _expression(model.payload_sql, "NULL::jsonb"),
+        "condition": expression(model.where_sql, "true"),
+        **names_of_expressions(model, source.alias),
         "regions_of_row": lambda n: sql.Renderer(
             {"regions": f"({model.region_names_sql}\n)::text[]", "wanted": f"${n}::text[]"}, {}
         ).render(_STATEMENTS["regions_of_row"]),
@@ -195,6 +202,6 @@ def _batch_statement(schema: str, model: ModelConfig, source: Source, table: Tab
     return sql.Renderer({**row, **written}, table.shard_columns).render(statement)
 
 
-def _expression(text: str, otherwise: str) -> str:
+def expression(text: str, otherwise: str) -> str:
     """Write an expression of the configuration, if there is one; a comment at its end must not swallow ours."""
     return f"({text}\n)" if text.strip() else otherwise

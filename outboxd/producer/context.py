@@ -13,14 +13,17 @@ import asyncio
 import contextvars
 import random
 import time
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from outboxd import errors
+from outboxd.deliver import is_delivering
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.seat import Flushed
 
+Result = TypeVar("Result")
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Coroutine, Iterable, Mapping
     from types import TracebackType
 
     from outboxd.producer.flush import Unflushed
@@ -63,6 +66,32 @@ class OutboxContext:
 
     async def __aenter__(self) -> Self:
         """Begin, or join the transaction of the context around on the same connection."""
+        self._refuse_unless(is_sync=False)
+        await self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """Commit and flush; after an error roll back."""
+        await self._exit(kind)
+
+    def __enter__(self) -> SyncOutbox:
+        """Begin, on a connection that blocks."""
+        self._refuse_unless(is_sync=True)
+        _at_once(self._enter())
+        return SyncOutbox(self)
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
+        """Commit and flush; after an error roll back."""
+        _at_once(self._exit(kind))
+
+    def _refuse_unless(self, *, is_sync: bool) -> None:
+        if self._transaction is not None and self._transaction.is_sync != is_sync:
+            how, other = ("async with", "with") if is_sync else ("with", "async with")
+            raise errors.OutboxContextError(f"this connection needs `{how} outbox_context(…)`, not `{other}`")
+
+    async def _enter(self) -> None:
         if self._token is not None or self._saved:
             raise errors.OutboxContextError("an outbox_context can be entered once")
         self._around = around = _around.get()
@@ -76,7 +105,6 @@ class OutboxContext:
             await self._transaction.begin()
         self._is_open = True
         self._token = _around.set(self)
-        return self
 
     def _is_in_transaction(self) -> bool:
         return self._transaction is not None and self._transaction.is_open()
@@ -100,10 +128,7 @@ class OutboxContext:
                 hint="Say it in the outermost outbox_context: what is written on both is flushed when that has ended.",
             )
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None
-    ) -> None:
-        """Commit and flush; after an error roll back."""
+    async def _exit(self, kind: type[BaseException] | None) -> None:
         assert self._token is not None
         _around.reset(self._token)
         self._is_open = False
@@ -196,8 +221,18 @@ class OutboxContext:
                     f"{len(left)} of {len(self._saved)} messages are not delivered after {timeout_s:g} s",
                     self._producer.message_of(left[0]),
                 )
-            await asyncio.sleep(min(rest_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311
+            await self._sleep(min(rest_s, pause_s * random.uniform(0.5, 1.5)))  # noqa: S311
             pause_s = min(2 * pause_s, LOOK_S_MAX)
+
+    async def _sleep(self, seconds: float) -> None:
+        if self._is_sync:
+            time.sleep(seconds)  # noqa: ASYNC251  nobody else runs in this coroutine's thread
+        else:
+            await asyncio.sleep(seconds)
+
+    @property
+    def _is_sync(self) -> bool:
+        return self._transaction is not None and self._transaction.is_sync
 
     async def _flush(self, saved: list[Saved]) -> None:
         """Drain the shards that were written in; the first problem becomes the error."""
@@ -211,7 +246,7 @@ class OutboxContext:
         if not shards:
             return
         try:
-            problems = await self._producer.flusher().flush(list(shards.values()), self._timeout_s)
+            problems = await self._drain(list(shards.values()))
         except errors.PoolerError:
             self._producer.is_pooled = True
             assert self._transaction is not None
@@ -224,9 +259,65 @@ class OutboxContext:
         if problems:
             raise self._error(problems[0], saved)
 
+    async def _drain(self, shards: list[Flushed]) -> list[Unflushed]:
+        waits = not is_delivering.get()
+        if self._is_sync:
+            return self._producer.flush_blocking(shards, self._timeout_s, waits=waits)
+        return await self._producer.flush(shards, self._timeout_s, waits=waits)
+
     def _error(self, problem: Unflushed, saved: list[Saved]) -> errors.OutboxFlushError:
         own = next(each for each in saved if each.id in problem.flushed.ids)
         return errors.OutboxFlushError(problem.error, problem.message or self._producer.message_of(own))
+
+
+class SyncOutbox:
+    """What `with outbox_context(…)` yields, on a connection that blocks: as `OutboxContext`, without `await`."""
+
+    def __init__(self, context: OutboxContext) -> None:
+        self._context = context
+
+    def save(
+        self,
+        category: str,
+        *,
+        shard_identifier: Any,
+        object_identifier: Any,
+        payload: Any = None,
+        region_name: str | None = None,
+        headers: Mapping[str, Any] | None = None,
+        outbox: str | None = None,
+    ) -> int:
+        """Write one message in the transaction; see `OutboxContext.save`."""
+        return _at_once(
+            self._context.save(
+                category,
+                shard_identifier=shard_identifier,
+                object_identifier=object_identifier,
+                payload=payload,
+                region_name=region_name,
+                headers=headers,
+                outbox=outbox,
+            )
+        )
+
+    def save_many(self, messages: Iterable[NewMessage]) -> list[int]:
+        """Write messages in the transaction; see `OutboxContext.save_many`."""
+        return _at_once(self._context.save_many(messages))
+
+    def delivered(self, timeout_s: float) -> None:
+        """Wait until what was written here is gone from the outbox; see `OutboxContext.delivered`."""
+        _at_once(self._context.delivered(timeout_s))
+
+
+def _at_once(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine that never suspends, because its connection blocks instead."""
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: Result = end.value
+        return result
+    work.close()
+    raise AssertionError("a blocking connection has suspended")
 
 
 def _on(transaction: Transaction | None, around: OutboxContext | None) -> OutboxContext | None:

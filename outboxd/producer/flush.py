@@ -21,11 +21,11 @@ import msgspec
 import structlog
 
 from outboxd import errors, held
-from outboxd.deliver import Delivery, is_being_ended, is_delivering, take_back_cancellation
+from outboxd.deliver import Delivery, is_being_ended, take_back_cancellation
 from outboxd.drain import Drain
 from outboxd.lane import Lane
-from outboxd.meter import Meter
 from outboxd.model import Candidate
+from outboxd.producer import counts
 from outboxd.producer import seat as seats
 from outboxd.producer.seat import Seat
 from outboxd.settle import Settler
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from outboxd.claims import Claim
     from outboxd.config import Config
     from outboxd.live import Live
+    from outboxd.meter import Meter
     from outboxd.model import Failed, Instant, KnownFailure, Message
     from outboxd.producer.seat import Flushed
     from outboxd.registry import Registry
@@ -78,14 +79,16 @@ class Flusher:
         self._dsn = dsn
         self._room = asyncio.Semaphore(config.producer.flush_connections)
         self._idle: list[Seat] = []
-        self._meters: dict[str, Meter] = {}
 
-    async def flush(self, shards: Sequence[Flushed], timeout_s: float) -> list[Unflushed]:
+    async def flush(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
         """
         Drain shards up to the newest message that each has now.
 
-        Inside a receiver nothing is waited for: a shard that somebody else drains is left to him, so that flushes that
-        write into each other's shards cannot wait for each other.
+        Args:
+            shards: One after another.
+            timeout_s: For all of them.
+            waits: Whether a shard that somebody else drains is waited for; else it is left to him. Nothing is to be
+                waited for inside a receiver: flushes that write into each other's shards would wait for each other.
 
         Returns:
             What stays, and why; without what is switched off, or left to somebody else.
@@ -94,7 +97,7 @@ class Flusher:
             PoolerError: The sessions would go through a pooler.
             OutboxdError: The database cannot be asked.
         """
-        run = _Run(self, shards, timeout_s, waits=not is_delivering.get())
+        run = _Run(self, shards, timeout_s, waits=waits)
         task = asyncio.create_task(run.run())  # its own: whoever cancels us must not cut off the settling
         try:
             return await asyncio.shield(task)
@@ -121,9 +124,9 @@ class Flusher:
         """Whether every session is lent."""
         return self._room.locked()
 
-    def meter_of(self, outbox: str) -> Meter:
+    def meter_of(self, flushed: Flushed) -> Meter:
         """Return what counts the deliveries of an outbox."""
-        return self._meters.setdefault(outbox, Meter())
+        return counts.meter_of(flushed.config.name, self._config)
 
     def _close_idle(self) -> None:
         latest = time.monotonic() - IDLE_S_MAX + 1
@@ -185,7 +188,7 @@ class _Run:
         return []
 
     async def _drain(self, seat: Seat, flushed: Flushed, claim: Claim, live: Live, bound: _Bound) -> list[Unflushed]:
-        drain = _Drain(seat, flushed, claim, live, bound, self._flusher.meter_of(flushed.config.name))
+        drain = _Drain(seat, flushed, claim, live, bound, self._flusher.meter_of(flushed))
         self._draining = anyio.CancelScope(deadline=self._scope.deadline)
         try:
             with anyio.CancelScope(shield=True):

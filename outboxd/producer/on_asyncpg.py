@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 class AsyncpgTransaction:
     """See `Transaction`."""
 
+    is_sync = False
+
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection
         self._transaction = connection.transaction()

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outboxd import inspection, load, registry, sql
+from outboxd import inspection, load, log, registry, sql
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
+from outboxd.producer import counts
 from outboxd.producer.context import OutboxContext
 from outboxd.producer.draft import NewMessage, Route, columns_of, find_route, row_of
 from outboxd.producer.flush import Flusher
+from outboxd.producer.portal import PORTAL
 from outboxd.producer.transaction import transaction_on
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from outboxd.inspection import Table
     from outboxd.load import Loaded
     from outboxd.model import ShardKey
+    from outboxd.producer.flush import Unflushed
+    from outboxd.producer.seat import Flushed
     from outboxd.producer.transaction import Transaction
     from outboxd.registry import Registry
 
@@ -38,6 +42,7 @@ class Saved(msgspec.Struct, frozen=True):
 
     id: int
     route: Route
+    category: str
     table: Table
     shard: ShardKey
     message: NewMessage | None
@@ -73,9 +78,14 @@ class Producer:
         """
         Load a configuration, by default the one that the daemon would use (OUTBOX_CONFIG, ./outboxd.toml …).
 
+        What it writes and flushes is then on the metrics page of the process, where that has one; what there is to say
+        of a flush goes to the standard library's logging.
+
         Raises:
             ConfigError: It is missing or wrong.
         """
+        counts.publish()
+        log.configure_as_library()
         return cls(load.load(Path(config) if config is not None else None), receivers)
 
     def context(
@@ -113,6 +123,18 @@ class Producer:
             self._flushers[loop] = found
         return found
 
+    async def flush(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
+        """Flush in the event loop that runs; see `Flusher`."""
+        return await self.flusher().flush(shards, timeout_s, waits=waits)
+
+    def flush_blocking(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
+        """Flush in an event loop of our own, for an application without one."""
+        return PORTAL.run(self.flush(shards, timeout_s, waits=waits))
+
+    def close_blocking(self) -> None:
+        """Close the connections of our own event loop."""
+        PORTAL.run(self.close())
+
     async def close(self) -> None:
         """Close the connections of the event loop that runs; a later flush opens new ones."""
         found = self._flushers.pop(asyncio.get_running_loop(), None)
@@ -139,7 +161,9 @@ class Producer:
         for batch, table, rows in batches:
             ids = await transaction.fetch(self._save_statement(table), *columns_of(rows))
             for (number, message, route), row, record in zip(batch, rows, ids, strict=True):
-                saved[number] = Saved(record["id"], route, table, row[4:], message if flush else None, flush)
+                saved[number] = Saved(
+                    record["id"], route, message.category, table, row[4:], message if flush else None, flush
+                )
         return [each for each in saved if each is not None]
 
     async def wake(self, transaction: Transaction, saved: Iterable[Saved]) -> None:
@@ -161,6 +185,7 @@ class Producer:
 
     def count(self, saved: Iterable[Saved]) -> None:
         """Count what was committed."""
+        counts.save((each.route.outbox.name, each.category) for each in saved)
 
     def message_of(self, saved: Saved) -> Message | None:
         """Return a message as a receiver would get it, where its content was kept; its times are about those of now."""

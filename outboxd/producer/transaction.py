@@ -14,10 +14,13 @@ class Transaction(Protocol):
     """
     A connection of the application, and the transaction that is opened on it.
 
-    `subject` is what tells one connection from another: contexts on the same one are nested transactions.
+    Attributes:
+        subject: What tells one connection from another: contexts on the same one are nested transactions.
+        is_sync: The driver blocks: none of the methods ever suspends.
     """
 
     subject: object
+    is_sync: bool
 
     def is_open(self) -> bool:
         """Whether the connection is in a transaction, ours or the application's."""
@@ -32,7 +35,11 @@ class Transaction(Protocol):
         """Roll back what was begun."""
 
     async def fetch(self, statement: str, /, *args: Any) -> Sequence[Any]:
-        """Run a statement with parameters `$1` …; its rows are read by column name."""
+        """
+        Run a statement with parameters `$1` …; its rows are read by column name.
+
+        In the transaction where one is open; else it leaves none open.
+        """
 
     async def fetchrow(self, statement: str, /, *args: Any) -> Any:
         """Return the first row; None when there is none."""
@@ -45,15 +52,26 @@ def transaction_on(connection: Any) -> Transaction:
     Raises:
         OutboxContextError: It is of no driver that we know.
     """
-    if _is_asyncpg(connection):
+    packages = {each.__module__.partition(".")[0] for each in type(connection).__mro__}
+    if "asyncpg" in packages:
         from outboxd.producer.on_asyncpg import AsyncpgTransaction
 
         return AsyncpgTransaction(connection)
+    if "psycopg" in packages:
+        from outboxd.producer import on_psycopg
+
+        return on_psycopg.transaction_on(connection)
+    if "sqlalchemy" in packages:
+        from outboxd.producer import on_sqlalchemy
+
+        return on_sqlalchemy.transaction_on(connection)
+    raise unknown(connection)
+
+
+def unknown(connection: object) -> errors.OutboxContextError:
+    """Build the error for something that is no connection we know."""
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
-    raise errors.OutboxContextError(
-        f"outbox_context takes no {kind}", hint="Give it an asyncpg connection, also one that a pool has lent."
+    return errors.OutboxContextError(
+        f"outbox_context takes no {kind}",
+        hint="Give it a connection of asyncpg or psycopg 3, or a session or connection of SQLAlchemy 2.",
     )
-
-
-def _is_asyncpg(connection: Any) -> bool:
-    return any(each.__module__.partition(".")[0] == "asyncpg" for each in type(connection).__mro__)

@@ -200,12 +200,15 @@ class Installation:
         except AssertionError as exc:
             raise AssertionError(f"{exc}; {await self.count()} messages remain\n{by.stderr}") from exc
 
-    def deliveries(self, what: str = "done") -> list[dict[str, Any]]:
-        """What the receivers have recorded so far, in order."""
+    def lines(self) -> list[dict[str, Any]]:
+        """Everything that the receivers have recorded so far, in order."""
         file = self.folder / "deliveries"
         whole = file.read_text().rpartition("\n")[0] if file.exists() else ""  # the last line may be half written
-        lines = whole.splitlines()
-        return [line for line in map(json.loads, lines) if line["what"] == what]
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def deliveries(self, what: str = "done") -> list[dict[str, Any]]:
+        """What was recorded as this, in order."""
+        return [line for line in self.lines() if line["what"] == what]
 
     def delivered(self, what: str = "done") -> list[int]:
         """The ids that were recorded, in order."""

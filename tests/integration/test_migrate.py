@@ -72,6 +72,7 @@ class TestCreate:
             "schema outboxd: migration 2 (backfill_spending)",
             "schema outboxd: categories MEMBER_UPDATE",
             "table outbox: created with its indexes",
+            "schema outboxd: function save written",
         ]
         assert await columns(connection, "outbox") == {
             "id": ("bigint", "NO", None),
@@ -468,7 +469,11 @@ class TestCommand:
         first = await run("migrate", config=config)
         assert (first.returncode, first.stdout_lines[3:]) == (
             0,
-            ["table outbox: created with its indexes", "table control_outbox: created with its indexes"],
+            [
+                "table outbox: created with its indexes",
+                "table control_outbox: created with its indexes",
+                "schema outboxd: function save written",
+            ],
         )
         second = await run("migrate", config=config)
         assert (second.returncode, second.stdout) == (0, "nothing to do: the database is up to date\n")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from outboxd.meter import AGES_S, SLICE_S, WORK_S, Histogram, Meter, cumulated
+from outboxd.meter import AGES_S, CATEGORIES_MAX, OTHERS, SLICE_S, WORK_S, Histogram, Meter, cumulated
 
 # Ages in microseconds: at a bound, beside it, far beyond all of them, and below 0 where clocks disagree.
 AT_BOUNDS = [round(bound * 1e6) + step for bound in AGES_S for step in (-1, 0, 1)]
@@ -107,3 +107,13 @@ def test_categories_are_tallied_apart_and_totalled_together() -> None:
 
     assert (meter.total("delivered"), meter.total("failures"), meter.total("buried")) == (5, 1, 0)
     assert (meter.of(1).delivered, meter.of(2).delivered) == (2, 3)
+
+
+def test_numbers_without_end_share_a_tally() -> None:
+    meter = Meter()
+    for category in range(2 * CATEGORIES_MAX):
+        meter.of(category).retired += 1
+
+    assert len(meter.categories) == CATEGORIES_MAX + 1
+    assert meter.of(OTHERS).retired == CATEGORIES_MAX
+    assert meter.total("retired") == 2 * CATEGORIES_MAX

@@ -102,6 +102,48 @@ async def test_a_daemon_that_waits_for_a_privilege_names_it(walked: Trouble, gra
         await daemon.wait_for_event("daemon.ready")
 
 
+REVOKED = [
+    ("REVOKE INSERT, UPDATE, DELETE ON outboxd.failure FROM {0}", "ON ALL TABLES IN SCHEMA outboxd TO"),
+    ("REVOKE ALL ON outboxd.dead_letter FROM {0}", "ON ALL TABLES IN SCHEMA outboxd TO"),
+    ("REVOKE DELETE ON outbox FROM {0}", "GRANT DELETE ON public.outbox TO"),
+]
+
+
+@pytest.mark.parametrize(("revoked", "named"), REVOKED)
+async def test_nothing_is_delivered_that_could_not_be_settled(trouble: Trouble, revoked: str, named: str) -> None:
+    before = await trouble.connection.fetchval("SELECT count(*) FROM outbox WHERE scheduled_for <= now()")
+    async with granted(trouble, USAGE, ALL, revoked) as (_, dsn):
+        done = await run("--once", config=trouble.file, env={"OUTBOX_DSN": dsn})
+
+    assert done.returncode == 78
+    assert named in done.stderr
+    assert "shard.rescheduled" not in done.stderr
+    due = await trouble.connection.fetchval("SELECT count(*) FROM outbox WHERE scheduled_for <= now()")
+    assert due == before
+
+
+@pytest.mark.parametrize(("revoked", "named"), REVOKED)
+async def test_a_daemon_goes_on_when_it_is_granted(walked: Trouble, revoked: str, named: str) -> None:
+    async with granted(walked, USAGE, ALL, revoked) as (name, dsn), daemon_of(walked, dsn) as daemon:
+        event = "outbox.not_ready" if "outboxd" not in revoked else "daemon.waiting"
+        waiting = await daemon.wait_for_event(event)
+        assert named in waiting["hint"]
+        for grant in grants_in(waiting["hint"], name):
+            await walked.connection.execute(grant)
+        await daemon.wait_for_event("daemon.ready")
+
+
+async def test_a_privilege_that_is_taken_from_a_daemon_is_named(walked: Trouble) -> None:
+    async with granted(walked, USAGE, ALL) as (name, dsn), daemon_of(walked, dsn) as daemon:
+        await daemon.wait_for_event("daemon.ready")
+        await walked.connection.execute(f"REVOKE DELETE ON outbox FROM {name}")
+        await walked.connection.execute(
+            "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier) VALUES (0, 1, 1, 1)"
+        )
+        deferred = await daemon.wait_for_event("settle.deferred")
+        assert "outboxd check" in deferred["hint"]
+
+
 async def test_a_daemon_names_what_one_outbox_or_one_backfill_lacks(walked: Trouble) -> None:
     tables = "REVOKE ALL ON outbox, account FROM {0}"
     async with granted(walked, USAGE, ALL, tables) as (name, dsn), daemon_of(walked, dsn) as daemon:

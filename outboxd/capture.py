@@ -1,0 +1,243 @@
+"""
+Capture: triggers on a source table that write its messages, so that no change can forget them.
+
+Raw SQL, COPY, the bulk operations of an ORM, other services, cascades: all are statements, and each statement writes
+its messages by one INSERT, however many rows it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import textwrap
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from outboxd import errors, inspection, source, sql
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from outboxd.config import Config, ModelConfig
+    from outboxd.inspection import Relation, Table
+
+_STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("capture.sql").items()}
+_WRONG_SQL, _PRIVILEGE = "42", "42501"
+TRIGGERS = 4
+NEW, OLD = "outboxd_new", "outboxd_old"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One model's capture: its table, and the function that its triggers call."""
+
+    model: ModelConfig
+    relation: Relation
+    function: str
+    create: str
+    mark: str
+
+
+async def inspect(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> Capture:
+    """
+    Look at a model's table and outbox, and write the function.
+
+    Raises:
+        SchemaError: The table cannot be captured.
+    """
+    relation = await _relation(connection, model)
+    outbox = next(each for each in config.outbox if each.name == model.outbox)
+    table = await inspection.read_table(connection, outbox)
+    function = f"capture_{relation.oid}"
+    create = _function(config, model, relation, table, function)
+    mark = f"Writes the messages of {model.table}. {hashlib.sha256(create.encode()).hexdigest()[:16]}"
+    return Capture(model, relation, function, create, mark)
+
+
+async def _relation(connection: asyncpg.Connection, model: ModelConfig) -> Relation:
+    relation = await inspection.read_relation(connection, model.table)
+    subject = f"model {model.table}: capture"
+    if relation is None:
+        raise errors.SchemaError(f"{subject}: there is no such table", hint="Create it first, then migrate again.")
+    if relation.kind not in ("r", "p") or relation.persistence != "p":
+        raise errors.SchemaError(
+            f"{subject}: {relation.name} is no ordinary table", hint="Capture the tables below it."
+        )
+    if relation.kind == "r" and relation.is_inherited:
+        raise errors.SchemaError(
+            f"{subject}: {relation.name} is a partition, or others inherit from it",
+            hint="Capture the partitioned table as a whole.",
+        )
+    if not _keys(relation):
+        raise errors.SchemaError(
+            f"{subject}: {relation.name} has no primary key", hint="Old and new rows of an UPDATE are paired by it."
+        )
+    wanted = [model.shard_identifier, model.object_identifier, *model.capture_columns]
+    if missing := [name for name in wanted if name and name not in relation.columns]:
+        raise errors.SchemaError(
+            f"{subject}: {relation.name} has no column {', '.join(missing)}", hint="Correct the [[model]]."
+        )
+    return relation
+
+
+def _keys(relation: Relation) -> tuple[str, ...]:
+    return next((index.keys for index in relation.indexes if index.is_primary), ())
+
+
+def _function(config: Config, model: ModelConfig, relation: Relation, table: Table, function: str) -> str:
+    once = {
+        kind: _write(config, model, table, _once(model, relation, kind)) for kind in ("insert", "delete", "truncate")
+    }
+    bodies = {**once, "update": _write(config, model, table, _between(model, relation))}
+    tag = "$outboxd$"
+    while any(tag in body for body in bodies.values()):
+        tag = tag[:-1] + "_$"
+    names = {kind: textwrap.indent(body, " " * 8) for kind, body in bodies.items()}
+    return sql.Renderer({"schema": sql.quote(config.schema), "function": function, "tag": tag, **names}, {}).render(
+        _STATEMENTS["function"]
+    )
+
+
+def _once(model: ModelConfig, relation: Relation, kind: str) -> str:
+    """Return the changes of a statement that has only new rows, or only old ones."""
+    from_ = {"insert": NEW, "delete": OLD, "truncate": relation.name}[kind]
+    op = "insert" if kind == "insert" else "delete"
+    rows = _rows(model, relation, from_, is_gone=op == "delete")
+    return sql.Renderer({"rows": rows, "op": sql.literal(op)}, {}).render(_STATEMENTS["changed_once"])
+
+
+def _between(model: ModelConfig, relation: Relation) -> str:
+    keys = [f"outboxd_key_{number}" for number in range(1, len(_keys(relation)) + 1)]
+    watched = [f"outboxd_watched_{number}" for number in range(1, len(model.capture_columns) + 1)]
+    is_changed = " OR ".join(f"stale.{name} IS DISTINCT FROM fresh.{name}" for name in watched) or "true"
+    names = {
+        "new_rows": _rows(model, relation, NEW, is_gone=False),
+        "old_rows": _rows(model, relation, OLD, is_gone=False),
+        "key_names": ", ".join(keys),
+        "is_changed": f"({is_changed})",
+    }
+    return sql.Renderer(names, {}).render(_STATEMENTS["changed_between"])
+
+
+def _rows(model: ModelConfig, relation: Relation, table: str, *, is_gone: bool) -> str:
+    """Read what messages need of a transition table; of rows that *is_gone*, the payload is that of deleted ones."""
+    alias = sql.quote(model.table.partition(".")[2] or model.table)
+
+    def listed(prefix: str, columns: tuple[str, ...] | list[str]) -> str:
+        named = [f"{alias}.{sql.quote(name)} AS outboxd_{prefix}_{n}" for n, name in enumerate(columns, 1)]
+        return ", ".join(named) or f"NULL::text AS outboxd_{prefix}"
+
+    gone = source.expression(model.capture_delete_payload_sql, "NULL::jsonb")
+    row = source.names_of_expressions(model, alias)
+    names = {
+        **row,
+        "keys": listed("key", _keys(relation)),
+        "watched": f"{listed('watched', model.capture_columns)}, {gone} AS outboxd_gone",
+        "payload": gone if is_gone else row["payload"],
+        "regions": _regions(model),
+        "condition": source.expression(model.where_sql, "true"),
+        "table": table,
+        "alias": alias,
+    }
+    return sql.Renderer(names, {}).render(_STATEMENTS["rows"])
+
+
+def _regions(model: ModelConfig) -> str:
+    if model.region_names_sql.strip():
+        return f"({model.region_names_sql}\n)::text[]"
+    return f"ARRAY[{', '.join(map(sql.literal, model.region_names))}]::text[]"
+
+
+def _write(config: Config, model: ModelConfig, table: Table, changed: str) -> str:
+    category = config.categories[model.category]
+    given = {
+        "region_name": "target.outboxd_region",
+        "shard_scope": str(config.scopes[category.scope].value),
+        "shard_identifier": "changed.outboxd_shard",
+        "category": str(category.value),
+        "object_identifier": "changed.outboxd_object",
+        "payload": "changed.outboxd_payload",
+        "headers": "jsonb_build_object('op', changed.outboxd_op)",
+    }
+    has_region = "region_name" in table.shard_columns
+    absent = {name for name, is_there in (("region_name", has_region), ("headers", table.has_headers)) if not is_there}
+    columns = [name for name in given if name not in absent]
+    targets = " CROSS JOIN LATERAL unnest(changed.outboxd_regions) AS target (outboxd_region)" if has_region else ""
+    names = {
+        "outbox": table.name,
+        "columns": ", ".join(map(sql.quote, columns)),
+        "values": ", ".join(given[name] for name in columns),
+        "changed": f"\n{textwrap.indent(changed, '    ')}\n",
+        "targets": targets,
+    }
+    return sql.Renderer(names, {}).render(_STATEMENTS["write"])
+
+
+async def install(connection: asyncpg.Connection, config: Config) -> list[str]:
+    """
+    Create the triggers of the models with `capture = true` anew where they are not as they must be; drop the others.
+
+    Returns:
+        What was done.
+
+    Raises:
+        SchemaError: A table cannot be captured, or an expression of the configuration does not fit it.
+    """
+    names = {outbox.name for outbox in config.outboxes}
+    done: list[str] = []
+    for model in config.model:
+        if model.capture and model.outbox in names:
+            done += await _install(connection, config, await inspect(connection, config, model))
+    return done + await _drop_others(connection, config)
+
+
+async def _install(connection: asyncpg.Connection, config: Config, capture: Capture) -> list[str]:
+    name = f"{sql.quote(config.schema)}.{capture.function}"
+    mark = await connection.fetchval(_STATEMENTS["mark_of"], name)
+    tables = await connection.fetch(_STATEMENTS["partitions"], capture.relation.oid)
+    bare = [row["name"] for row in tables if row["triggers"] < TRIGGERS]
+    if mark == capture.mark and not bare:
+        return []
+    own = {"schema": sql.quote(config.schema), "function": capture.function}
+    set_mark = sql.Renderer({**own, "text": sql.literal(capture.mark)}, {}).render(_STATEMENTS["mark"])
+    triggers = [sql.Renderer({**own, "source": table}, {}).render(_STATEMENTS["triggers"]) for table in bare]
+    try:
+        async with connection.transaction():
+            for statement in (capture.create, set_mark, *triggers):
+                await connection.execute(statement)
+            await _try(connection, capture)
+    except inspection.FAILURES as exc:
+        state = getattr(exc, "sqlstate", "") or ""
+        if not state.startswith(_WRONG_SQL) or state == _PRIVILEGE:
+            raise
+        raise errors.SchemaError(
+            f"model {capture.model.table}: capture: {exc.args[0]}",
+            hint="Correct the expressions of the [[model]]; columns in capture_columns must be comparable.",
+        ) from exc
+    return [f"table {capture.model.table}: capture written"]
+
+
+async def _try(connection: asyncpg.Connection, capture: Capture) -> None:
+    """Run every statement of the function on no row: what does not fit is to fail here, and not in the application."""
+    names = {"source": capture.relation.name, "column": sql.quote(_keys(capture.relation)[0])}
+    trial = connection.transaction()
+    await trial.start()
+    for name in ("try_insert", "try_update", "try_delete"):
+        await connection.execute(sql.Renderer(names, {}).render(_STATEMENTS[name]))
+    await trial.rollback()
+
+
+async def _drop_others(connection: asyncpg.Connection, config: Config) -> list[str]:
+    """Take triggers away from tables that no model captures any more, whichever silo mode it is of."""
+    kept: set[int] = set()
+    for model in config.model:
+        if model.capture and (relation := await inspection.read_relation(connection, model.table)) is not None:
+            kept |= {row["oid"] for row in await connection.fetch(_STATEMENTS["partitions"], relation.oid)}
+    schema = sql.quote(config.schema)
+    done = []
+    for row in await connection.fetch(_STATEMENTS["captured"], schema):
+        if row["oid"] not in kept:
+            await connection.execute(sql.Renderer({"source": row["name"]}, {}).render(_STATEMENTS["drop_triggers"]))
+            done.append(f"table {row['name']}: capture ended")
+    for row in await connection.fetch(_STATEMENTS["functions_without_triggers"], schema):
+        await connection.execute(f"DROP FUNCTION IF EXISTS {row['name']}()")
+    return done

@@ -1,0 +1,100 @@
+-- The function by which any language writes a message: outboxd.save(…). Made anew by `outboxd migrate` when the
+-- configuration has changed.
+
+-- name: save
+-- One for each type that an identifier may be given as. What is given is converted to the column's type by assignment,
+-- so that the one for text serves every table: drivers that send parameters without a type choose that one.
+-- Its statements are static, so that each session plans them once.
+CREATE OR REPLACE FUNCTION {schema}.save(
+    category text,
+    shard_identifier {identifier},
+    object_identifier {identifier},
+    payload jsonb DEFAULT NULL,
+    region_name text DEFAULT NULL,
+    headers jsonb DEFAULT NULL,
+    outbox text DEFAULT NULL
+) RETURNS bigint LANGUAGE plpgsql AS {tag}
+DECLARE
+    known {schema}.category%ROWTYPE;
+    wanted text := save.outbox;
+    number bigint;{declarations}
+BEGIN
+    SELECT c.* INTO known FROM {schema}.category AS c WHERE c.name = save.category;
+    IF known.value IS NULL THEN
+        RAISE EXCEPTION 'there is no category %', save.category
+            USING ERRCODE = 'invalid_parameter_value', HINT = 'After a change of categories run: outboxd migrate';
+    END IF;
+    IF wanted IS NULL THEN
+        wanted := CASE WHEN save.region_name IS NULL THEN {without_region} ELSE {with_region} END;
+    END IF;
+    CASE wanted{branches}
+    ELSE
+        RAISE EXCEPTION '%: no outbox % for a message with region_name %',
+            save.category, coalesce(wanted, 'fits alone'), coalesce(save.region_name, 'null')
+            USING ERRCODE = 'invalid_parameter_value', HINT = {hint};
+    END CASE;
+    RETURN number;
+END
+{tag}
+
+-- name: declaration
+-- Identifiers in the types of one table.
+
+    shard_{number} {table}.shard_identifier%TYPE;
+    object_{number} {table}.object_identifier%TYPE;
+
+-- name: branch
+-- One outbox without regions. Headers are named only where there are some: the table may be without the column.
+
+    WHEN {name} THEN
+        IF save.region_name IS NOT NULL THEN
+            RAISE EXCEPTION '%: outbox % takes no region_name', save.category, wanted
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        shard_{number} := save.shard_identifier;
+        object_{number} := save.object_identifier;
+        IF save.headers IS NULL THEN
+            INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload)
+            VALUES (known.scope_value, shard_{number}, known.value, object_{number}, save.payload)
+            RETURNING id INTO number;
+        ELSE
+            INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload, headers)
+            VALUES (known.scope_value, shard_{number}, known.value, object_{number}, save.payload, save.headers)
+            RETURNING id INTO number;
+        END IF;
+
+-- name: branch_with_region
+-- One outbox that shards by region.
+
+    WHEN {name} THEN
+        IF coalesce(save.region_name, '') = '' THEN
+            RAISE EXCEPTION '%: outbox % needs a region_name', save.category, wanted
+                USING ERRCODE = 'invalid_parameter_value';
+        END IF;
+        shard_{number} := save.shard_identifier;
+        object_{number} := save.object_identifier;
+        IF save.headers IS NULL THEN
+            INSERT INTO {table} (region_name, shard_scope, shard_identifier, category, object_identifier, payload)
+            VALUES (
+                save.region_name, known.scope_value, shard_{number}, known.value, object_{number}, save.payload
+            )
+            RETURNING id INTO number;
+        ELSE
+            INSERT INTO {table} (
+                region_name, shard_scope, shard_identifier, category, object_identifier, payload, headers
+            )
+            VALUES (
+                save.region_name, known.scope_value, shard_{number}, known.value, object_{number}, save.payload,
+                save.headers
+            )
+            RETURNING id INTO number;
+        END IF;
+
+-- name: mark
+-- What tells which configuration a function was made by.
+COMMENT ON FUNCTION {schema}.save(text, {identifier}, {identifier}, jsonb, text, jsonb, text) IS {text}
+
+-- name: marks
+-- returns          identifier type, comment of each function that is there
+SELECT wanted.identifier, obj_description(to_regprocedure(wanted.signature), 'pg_proc') AS text
+FROM (VALUES {signatures}) AS wanted (identifier, signature)
