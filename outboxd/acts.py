@@ -56,26 +56,34 @@ class Holder:
 
 
 @contextlib.asynccontextmanager
-async def transaction(connection: asyncpg.Connection) -> AsyncIterator[None]:
+async def transaction(connection: asyncpg.Connection, doing: str) -> AsyncIterator[None]:
     """
     Open a transaction that waits for no lock longer than `LOCK_TIMEOUT_S`, nor runs on for ever.
 
     An act moves a few rows of tables of any size, whose statistics are often those of an empty one: by index.
+
+    Args:
+        connection: Of an operator.
+        doing: Opens the message of an error that has none yet.
+
+    Raises:
+        StatementFailed: With a hint where somebody else has the lock.
+        SchemaError, StoreUnavailable: As the database has it.
     """
-    async with connection.transaction():
-        await connection.execute(
-            f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s'; SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s';"
-            " SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off;"
-            " SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
-        )
-        try:
-            yield
-        except errors.StatementFailed as exc:
-            if exc.sqlstate == _LOCKED:
-                exc.hint = (
-                    "Another session has locked it; `outboxd explain` and `outboxd doctor` show open transactions."
+    try:
+        with inspection.translated(doing):
+            async with connection.transaction():
+                await connection.execute(
+                    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S}s';"
+                    f" SET LOCAL statement_timeout = '{STATEMENT_TIMEOUT_S}s';"
+                    " SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off; SET LOCAL enable_sort = off;"
+                    " SET LOCAL jit = off; SET LOCAL plan_cache_mode = force_custom_plan"
                 )
-            raise
+                yield
+    except errors.StatementFailed as exc:
+        if exc.sqlstate == _LOCKED:
+            exc.hint = "Another session has locked it; `outboxd explain` and `outboxd doctor` show open transactions."
+        raise
 
 
 class Stuck(NamedTuple):
@@ -138,7 +146,7 @@ async def make_due(
     """
     for tries_left in reversed(range(DEADLOCK_TRIES)):
         try:
-            async with transaction(connection):
+            async with transaction(connection, _retrying(page, config)):
                 return await _retry_page(connection, config, page, categories)
         except errors.StatementFailed as exc:
             if exc.sqlstate != _DEADLOCK or not tries_left:
@@ -180,9 +188,8 @@ async def find_categories(
     outbox, table = page[0].outbox, page[0].table
     statement = renderer_of(table, config.schema).render(_STATEMENTS["categories_of_shards"])
     shards = [list(column) for column in zip(*(one.shard for one in page), strict=True)]
-    with inspection.translated(f"looking at shards of outbox {outbox.name}"):
-        async with transaction(connection):
-            rows = await connection.fetch(statement, rows_max, *shards)
+    async with transaction(connection, f"looking at shards of outbox {outbox.name}"):
+        rows = await connection.fetch(statement, rows_max, *shards)
     return [set(row[0]) for row in rows]
 
 
@@ -281,9 +288,8 @@ class Retry:
         wanted = self._wanted
         only = None if wanted.categories is None else list(wanted.categories)
         arguments = (outbox.name, only, *wanted.shard, *(behind or (None, None, None)), PAGE_SHARDS)
-        with inspection.translated(f"looking for failing shards of outbox {outbox.name}"):
-            async with transaction(self._connection):
-                rows: list[asyncpg.Record] = await self._connection.fetch(statement, *arguments)
+        async with transaction(self._connection, f"looking for failing shards of outbox {outbox.name}"):
+            rows: list[asyncpg.Record] = await self._connection.fetch(statement, *arguments)
         return rows
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 import sys
 import time
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from outboxd.load import Loaded, session_dsn
 from outboxd.options import REFRESH_INTERVAL_S
 from outboxd.pipeline import Pipeline
 from outboxd.stall import StallWatch
-from outboxd.stopping import Stopper
+from outboxd.stopping import Stopper, listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,7 +38,7 @@ DRAINS_AT_END_MAX = 10
 
 
 class Interrupt:
-    """Turns SIGINT and SIGTERM into the end of a walk. Make it in the task that walks."""
+    """Turns SIGINT, SIGTERM and SIGHUP into the end of a walk. Make it in the task that walks."""
 
     def __init__(self) -> None:
         self._stopped = asyncio.Event()
@@ -51,9 +50,8 @@ class Interrupt:
         return self._stopped.is_set()
 
     def listen(self) -> None:
-        """Take over the two signals."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, self._on_signal)
+        """Take over the signals."""
+        listen(self._on_signal, on_hang_up=self.stop)
 
     def stop(self) -> None:
         """End after the batch under way."""

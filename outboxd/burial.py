@@ -84,22 +84,23 @@ async def bury(
     """
     if len(ids) > IDS_MAX:
         raise errors.UsageError(f"{len(ids)} ids: at most {IDS_MAX} can be buried at once")
-    with inspection.translated(f"burying in outbox {outbox.name}"):
+    doing = f"burying in outbox {outbox.name}"
+    with inspection.translated(doing):
         table = await inspection.inspect_table(connection, outbox)
-        work = _Work(connection, config, outbox, table)
-        gives_up_at = time.monotonic() + patience_s
-        while True:
-            try:
-                async with acts.transaction(connection):
-                    return await work.bury(sorted(set(ids)), reason, by, region)
-            except _TakenError as taken:
-                if time.monotonic() >= gives_up_at:
-                    holder = await acts.find_holder(connection, config, taken.key)
-                    raise errors.ActRefused(
-                        f"the shard is being drained by {holder or 'somebody else'}; nothing was buried",
-                        hint="Try again when the delivery under way is over, or pause the shard and then try again.",
-                    ) from None
-            await asyncio.sleep(acts.TRY_EVERY_S)
+    work = _Work(connection, config, outbox, table)
+    gives_up_at = time.monotonic() + patience_s
+    while True:
+        try:
+            async with acts.transaction(connection, doing):
+                return await work.bury(sorted(set(ids)), reason, by, region)
+        except _TakenError as taken:
+            if time.monotonic() >= gives_up_at:
+                holder = await acts.find_holder(connection, config, taken.key)
+                raise errors.ActRefused(
+                    f"the shard is being drained by {holder or 'somebody else'}; nothing was buried",
+                    hint="Try again when the delivery under way is over, or pause the shard and then try again.",
+                ) from None
+        await asyncio.sleep(acts.TRY_EVERY_S)
 
 
 class _Work:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from outboxd import capture, errors, inspection, load, privileges, registry, session, source, sql
@@ -37,27 +38,49 @@ _PURPOSES: dict[RoleKind, str] = {
 CLOCK_OFFSET_MAX_S = 5.0
 
 
-async def check(load_configuration: Callable[[], Loaded], kinds: list[RoleKind], role: str | None) -> list[Finding]:
+@dataclass(frozen=True)
+class Prepared:
+    """What can be looked at without a database; `loaded` is None where the configuration is wrong."""
+
+    loaded: Loaded | None
+    configuration: list[Finding]
+    receivers: list[Finding]
+
+
+def prepare(load_configuration: Callable[[], Loaded], *, no_receiver: Level = "warning") -> Prepared:
     """
-    Check configuration, receivers, database, tables and privileges.
+    Load the configuration and import the receivers; before the event loop runs, because a module may run its own.
 
     Args:
         load_configuration: Loads it; its ConfigError becomes findings.
-        kinds: What the role must be able to do; empty means to run the daemon.
-        role: Whose privileges are looked at; None means the one that connects.
+        no_receiver: How bad it is that there is none.
     """
     try:
         loaded = load_configuration()
         outboxes = ", ".join(o.name for o in loaded.config.require_outboxes())
     except errors.OutboxdError as exc:
-        return error_findings("configuration", exc)
+        return Prepared(None, error_findings("configuration", exc), [])
     source = loaded.source or "no file: defaults and environment"
     findings = [Finding("ok", "configuration", f"{source} ({loaded.config.silo_mode}: {outboxes})")]
     findings += [
         Finding("warning", "configuration", f"unknown variable {stranger}", "Correct or unset it.")
         for stranger in loaded.strangers
     ]
-    findings += check_receivers(loaded)
+    return Prepared(loaded, findings, _check_receivers(loaded, no_receiver))
+
+
+async def check(prepared: Prepared, kinds: list[RoleKind], role: str | None) -> list[Finding]:
+    """
+    Check configuration, receivers, database, tables and privileges.
+
+    Args:
+        prepared: Of `prepare`.
+        kinds: What the role must be able to do; empty means to run the daemon.
+        role: Whose privileges are looked at; None means the one that connects.
+    """
+    loaded, findings = prepared.loaded, [*prepared.configuration, *prepared.receivers]
+    if loaded is None:
+        return findings
     async with connected(loaded, findings) as connection:
         if connection is not None:
             try:
@@ -75,7 +98,7 @@ def error_findings(subject: str, exc: errors.OutboxdError) -> list[Finding]:
     return [Finding("error", subject, text, exc.hint, code) for text in texts]
 
 
-def check_receivers(loaded: Loaded, *, none: Level = "warning") -> list[Finding]:
+def _check_receivers(loaded: Loaded, none: Level) -> list[Finding]:
     """Import the receivers as the daemon would, and say loudly when there are none, which is as bad as *none* says."""
     modules = loaded.config.receivers.modules
     try:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import acts, errors, inspection, query, sql
+from outboxd.option_keys import canonical, canonical_sql
 from outboxd.query import Query
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def _conditions(selection: Selection) -> list[tuple[str, Value]]:
         ("with_outbox", selection.outbox),
         ("with_region", selection.region),
         ("with_scope", selection.scope),
-        ("with_shard", selection.shard),
+        ("with_shard", None if selection.shard is None else canonical(selection.shard)),
         ("with_category", selection.category),
         ("older_than", seconds(selection.older_than)),
         ("newer_than", seconds(selection.newer_than)),
@@ -225,9 +226,8 @@ async def purge_expired(connection: asyncpg.Connection, config: Config, kept_for
         OutboxdError: As the database has it.
     """
     statement = sql.Renderer({"schema": sql.quote(config.schema)}, {}).render(_body("purge_expired"))
-    with inspection.translated("purging dead letters"):
-        async with acts.transaction(connection):
-            purged: int = await connection.fetchval(statement, kept_for, BATCH_ROWS)
+    async with acts.transaction(connection, "purging dead letters"):
+        purged: int = await connection.fetchval(statement, kept_for, BATCH_ROWS)
     return purged
 
 
@@ -235,9 +235,8 @@ async def _in_batches(connection: asyncpg.Connection, asked: Query, tally: Tally
     after = 0
     while True:
         text, arguments = dataclasses.replace(asked, values={**asked.values, "after": after}).bound()
-        with inspection.translated(doing):
-            async with acts.transaction(connection):
-                [(looked_at, after, moved)] = await connection.fetch(text, *arguments)
+        async with acts.transaction(connection, doing):
+            [(looked_at, after, moved)] = await connection.fetch(text, *arguments)
         if not looked_at:
             return
         tally.looked_at += looked_at
@@ -259,7 +258,7 @@ def _query(
         about=about,
         statement=text,
         values={**given, **values},
-        names={**query.names_without_outbox(config), **(names or {})},
+        names={**query.names_without_outbox(config), "canonical": canonical_sql, **(names or {})},
         shard_columns=shard_columns or {},
         numbers=query.numbers_of(config),
     )

@@ -43,6 +43,7 @@ class Bounds:
         dead: Dead rows that may lie between them, as the server's statistics know them; ten million take two seconds.
         counted: Messages that are counted along the index, over all shards of an answer.
         object_rows: Messages, newest first, that are searched for an object.
+        failures: Failing objects of an outbox, in the order of their shards, among which stuck shards are looked for.
     """
 
     pages: int = 2_000
@@ -50,11 +51,13 @@ class Bounds:
     dead: int = 20_000_000
     counted: int = 100_000
     object_rows: int = 1_000_000
+    failures: int = 1_000_000
 
     def values(self, limit: int) -> dict[str, Value]:
         """Return the values of the statements, for an answer of so many shards."""
         counted = max(1, min(10_000, self.counted // limit))
-        return {"pages": self.pages, "rows": self.rows, "dead": self.dead, "counted": counted, "limit": limit}
+        bounds = {"pages": self.pages, "rows": self.rows, "dead": self.dead, "failures": self.failures}
+        return {**bounds, "counted": counted, "limit": limit}
 
 
 BOUNDS = Bounds()
@@ -172,7 +175,8 @@ Something in them has failed and is tried again; the one that has failed longest
 category, object, attempts and last_error: of the object that has failed most often; failing_objects: how many fail.
 depth: messages of the shard, the failing one among them; is_at_least: there may be more.
 depth and next_attempt are empty when the message that failed is gone.
-oldest and newest say when a message of the shard was written."""
+oldest and newest say when a message of the shard was written.
+is_partial: more than {bounds.failures} objects of the outbox fail, and only so many were looked at."""
     order = "ORDER BY first_failed_at, outbox, region_name, shard_scope, shard_identifier"
     return _joined("stuck", config, outboxes, about, order, bounds.values(limit), region)
 

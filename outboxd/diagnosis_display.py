@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PAYLOAD_CHARACTERS_MAX = 40
 REASON_CHARACTERS_MAX = 200
+SWITCHED_OFF_SHOWN_MAX = 20
 
 
 def show_shards(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str) -> None:
@@ -43,7 +44,10 @@ def show_shards(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str)
         _echo_reasons([(name_of(row), row["because"]) for row in rows])
     if off:
         click.echo("\nswitched off now:")
-        show_lines(f"  {one_line(f'{subject(row)}, {origin(row)}')}" for row in off)
+        shown = [f"{subject(row)}, {origin(row)}" for row in off[:SWITCHED_OFF_SHOWN_MAX]]
+        if len(off) > len(shown):
+            shown.append(f"… and {len(off) - len(shown):,} more: outboxd pause --list")
+        show_lines(f"  {one_line(text)}" for text in shown)
 
 
 def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
@@ -69,6 +73,8 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
         click.echo("\n+ means at least")
     if any(row["depth"] is None for row in rows):
         click.echo("\n? means that the message which failed is gone")
+    if any(row["is_partial"] for row in rows):
+        click.echo("\nmore objects fail than were looked at: others may have failed longer")
     _echo_reasons([(f"{name_of(row)}, object {row['object_identifier']}", row["last_error"]) for row in rows])
 
 

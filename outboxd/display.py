@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
+import math
 import os
 import re
 import shutil
@@ -199,6 +200,8 @@ def duration(seconds: float | None) -> str:
     """Write it with its two greatest units."""
     if seconds is None:
         return "-"
+    if math.isinf(seconds):
+        return "an infinite time"
     whole = round(seconds)
     units = (("d", whole // 86_400), ("h", whole // 3_600 % 24), ("min", whole // 60 % 60), ("s", whole % 60))
     first = next((i for i, (_, count) in enumerate(units) if count), len(units) - 1)

@@ -34,7 +34,7 @@ from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
     import asyncpg
 
@@ -127,19 +127,12 @@ class Report:
         return [*(line for finding in self.findings for line in lines_of(finding)), f"verdict: {self.verdict}"]
 
 
-async def examine(load_configuration: Callable[[], Loaded]) -> Report:
-    """
-    Make every check.
-
-    Args:
-        load_configuration: Loads it; its ConfigError becomes findings.
-    """
+async def examine(prepared: check.Prepared) -> Report:
+    """Make every check."""
     report = Report()
-    try:
-        loaded = load_configuration()
-        loaded.config.require_outboxes()
-    except errors.OutboxdError as exc:
-        report.found["configuration"] += check.error_findings("configuration", exc)
+    loaded = prepared.loaded
+    if loaded is None:
+        report.found["configuration"] += prepared.configuration
         report.is_blind = True
         return report
     connecting: list[Finding] = []
@@ -147,7 +140,7 @@ async def examine(load_configuration: Callable[[], Loaded]) -> Report:
         report.is_blind = connection is None
         report.found["database" if connection is None else "pooler"] += connecting
         if connection is not None:
-            await _Examination(connection, loaded, report).make()
+            await _Examination(connection, loaded, report).make(prepared.receivers)
     return report
 
 
@@ -162,8 +155,8 @@ class _Examination:
         self.report = report
         self.rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
 
-    async def make(self) -> None:
-        """Look at the database; then, if it is migrated, at everything else."""
+    async def make(self, receivers: list[Finding]) -> None:
+        """Look at the database; then, if it is migrated, at everything else, to which belongs what *receivers* says."""
         await self._server()
         await self._schema()
         if any(finding.level == "error" for finding in self.found["database"]):
@@ -172,7 +165,7 @@ class _Examination:
         for name, outbox, question in questions(self.config):
             await self._ask(name, outbox, question)
         self._conclude()
-        self.found["receivers"] += check.check_receivers(self.loaded, none="error")
+        self.found["receivers"] += receivers
         for outbox in self.config.outboxes:
             async with self._bounded("tables"):
                 self.found["tables"] += await check_outbox(self.connection, self.config, outbox)
@@ -263,7 +256,7 @@ _CHECK_OF = {"table": "tables", "horizon": "vacuum", "options": "switches"}
 
 def questions(config: Config) -> Iterator[tuple[str, OutboxConfig | None, Query]]:
     """Yield what is asked, in order: the statement's name, the outbox that it is about (None: all), the question."""
-    yield "switches", None, switching.switched_off_query(config)
+    yield "switches", None, switching.switched_off_query(config, rows_max=switching.ROWS_READ_MAX)
     yield "options", None, setting.options_query(config, unset_too=False)
     for name in GLOBAL:
         yield name, None, _question(config, config.outboxes[0], name)

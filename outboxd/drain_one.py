@@ -130,7 +130,7 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
         raise branch.error
     failures = await _failures(pipeline, target.shard)
     async with access.opened(loaded, "operator", name="drain") as connection:
-        async with acts.transaction(connection):
+        async with acts.transaction(connection, "counting the messages of a shard"):
             remaining = await acts.count_shard(connection, loaded.config, target.table, target.shard)
         left = (await acts.find_categories(connection, loaded.config, [target.stuck], CATEGORY_ROWS_MAX))[0]
     totals = pipeline.totals()
@@ -179,8 +179,11 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
     await acts.make_due(connection, pipeline.config, [target.stuck])
-    async with acts.transaction(connection):
-        return await acts.count_shard(connection, pipeline.config, target.table, target.shard)
+    async with acts.transaction(connection, "counting the messages of a shard"):
+        depth = await acts.count_shard(connection, pipeline.config, target.table, target.shard)
+    await pipeline.refresh()  # all of that may have waited, and somebody has paused the shard meanwhile
+    await _refuse_switched_off(connection, pipeline, target)
+    return depth
 
 
 class _Stop:
@@ -260,7 +263,7 @@ async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipelin
     lines = [f"{switching.subject(row)}: {switching.origin(row)}" for row in found]
     ends = dict.fromkeys(_remedy(row) for row in found)
     raise errors.ActRefused(
-        "\n  - ".join(["the shard is switched off; nothing was done", *lines]),
+        "\n  - ".join(["the shard is switched off; nothing was delivered", *lines]),
         hint=f"To end that: {', '.join(ends)}." if ends else "",
     )
 

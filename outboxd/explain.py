@@ -121,15 +121,20 @@ def lines(answer: Answer) -> list[str]:
     return [*shown, f"shard {answer.shard} of {answer.scope}{region}, outbox {answer.outbox}: {answer.waiting}"]
 
 
-async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) -> Answer:
+async def explain(connection: asyncpg.Connection, config: Config, asked: Asked, known: Known) -> Answer:
     """
     Look at a shard and say why it does not move.
+
+    Args:
+        connection: Of a reader.
+        config: Names, schema, lock key.
+        asked: The shard.
+        known: Of `look_up`.
 
     Raises:
         SchemaError, StoreUnavailable, StatementFailed: The table is missing, locked, or out of reach.
         InvalidOutboxError: The shard identifier is not of its column's type.
     """
-    config = loaded.config
     table = await inspect_table(connection, asked.outbox)
     question = ask(config, asked, table.shard_columns)
     try:
@@ -139,7 +144,7 @@ async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) 
             exc.hint = "Perhaps somebody has locked the table: `outboxd doctor` says who."
         raise
     facts = msgspec.convert(row, Facts)
-    found = reasons(facts, known(loaded, asked.outbox))
+    found = reasons(facts, known)
     return Answer(
         outbox=asked.outbox.name,
         region=asked.region,
@@ -153,8 +158,12 @@ async def explain(connection: asyncpg.Connection, loaded: Loaded, asked: Asked) 
     )
 
 
-def known(loaded: Loaded, outbox: OutboxConfig) -> Known:
-    """Return what the configuration and the receiver modules say of categories; a module that fails is no reason."""
+def look_up(loaded: Loaded, outbox: OutboxConfig) -> Known:
+    """
+    Return what the configuration and the receiver modules say of categories; a module that fails is no reason.
+
+    Call it before the event loop runs: a module may run one when it is imported.
+    """
     config = loaded.config
     error, received = "", None
     try:

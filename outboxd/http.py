@@ -71,9 +71,10 @@ class Server:
         host, port = contract.split_listen(self._config.listen)
         try:
             await web.TCPSite(runner, host or None, port).start()
-        except OSError as exc:
+        except (OSError, UnicodeError) as exc:  # the latter of a host that is no name, such as a..b
             await runner.cleanup()
-            reason = os.strerror(exc.errno).lower() if exc.errno and exc.errno > 0 else str(exc)
+            number = exc.errno if isinstance(exc, OSError) else None
+            reason = os.strerror(number).lower() if number and number > 0 else str(exc)
             problem = f"http.listen: cannot listen on {self._config.listen}: {reason}"
             hint = "Choose another address or port (OUTBOX_HTTP_LISTEN), or an empty one for none."
             if not self._config.optional:

@@ -169,7 +169,7 @@ class Daemon:
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
         self._stopper = Stopper(self._pipeline)
         self._stopper.listen()
-        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload.set)  # instead of a stop
         _log.info("daemon.starting", version=__version__, silo_mode=self._loaded.config.silo_mode)
         with StallWatch(lambda: self._pipeline.live.registry) as stall:
             async with self._looked_at(stall) as sampling:

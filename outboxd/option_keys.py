@@ -13,10 +13,12 @@ Which options there are, what each may hold, and what a value means. Pure: `opti
 from __future__ import annotations
 
 import json
+import math
 import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Literal
 
 from outboxd import suggest
@@ -67,8 +69,8 @@ class Key:
             means nothing. And what is wrong with it, each a line that begins with the key.
         """
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = json.loads(text, parse_float=Decimal)  # exact, as PostgreSQL reads it
+        except (ValueError, RecursionError, InvalidOperation):
             value = None
         if self.kind == "version":
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
@@ -77,12 +79,16 @@ class Key:
         if not isinstance(value, list):
             return [], [self._complaint(text)]
         items = [(item, self._item(item)) for item in value]
-        problems = [self._complaint(json.dumps(item), item) for item, meaning in items if meaning is None]
+        problems = [
+            self._complaint(json.dumps(item, default=float), item) for item, meaning in items if meaning is None
+        ]
         return [meaning for _, meaning in items if meaning is not None], list(dict.fromkeys(problems))
 
     def _item(self, item: Any) -> str | None:
-        if self.takes_numbers and isinstance(item, int | float) and not isinstance(item, bool):
-            return canonical(item) if item == item // 1 else None
+        if self.takes_numbers and isinstance(item, Decimal):
+            return str(int(item)) if math.isfinite(float(item)) and item == item.to_integral_value() else None
+        if self.takes_numbers and isinstance(item, int) and not isinstance(item, bool):
+            return canonical(item)
         if not isinstance(item, str):
             return None
         if self.names is None:

@@ -116,7 +116,7 @@ class Pipeline:
         await access.require_own_tables(self.dsn, self.config)
         await self.claims.open()
         try:
-            await self._refresh()
+            await self.refresh()
         except BaseException:
             await self.claims.close()  # its row without its lock would look like a death
             raise
@@ -156,6 +156,18 @@ class Pipeline:
                 await self.close()
         if self._fatal is not None:
             raise self._fatal
+
+    async def refresh(self) -> None:
+        """
+        Read the kill switches now; the pipeline does so itself every two seconds, once it runs.
+
+        Raises:
+            StoreUnavailable, SchemaError, StatementFailed: They stay as they were.
+        """
+        await self.switchboard.refresh()
+        if self.live.switches != self.switchboard.now:
+            self.live.switches = self.switchboard.now
+            self._look_again()
 
     async def settle(self) -> None:
         """Wait until everything that was delivered is settled, for a bounded time."""
@@ -269,15 +281,9 @@ class Pipeline:
             for receiver in self.live.overdue():
                 log.warning("receiver.overdue", receiver=receiver)
             try:
-                await self._refresh()
+                await self.refresh()
                 failures = 0
             except errors.OutboxdError as exc:
                 failures += 1
                 if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
                     log.warning("options.unread", error=str(exc), hint=exc.hint or None, failures=failures)
-
-    async def _refresh(self) -> None:
-        await self.switchboard.refresh()
-        if self.live.switches != self.switchboard.now:
-            self.live.switches = self.switchboard.now
-            self._look_again()

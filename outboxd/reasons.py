@@ -356,8 +356,8 @@ def _due(case: Case) -> Reason:
 
 def _waiting(facts: Facts) -> str:
     """Say how much waits, and since when."""
-    age = f", the oldest for {duration(-facts.seconds_until(facts.oldest_added_at))}" if facts.oldest_added_at else ""
-    return f"{_some(facts, facts.messages)} in all{age}"
+    age_s = max(0.0, -facts.seconds_until(facts.oldest_added_at))
+    return f"{_some(facts, facts.messages)} in all{f', the oldest for {duration(age_s)}' if facts.messages else ''}"
 
 
 def summary(facts: Facts) -> str:

@@ -93,8 +93,11 @@ def flush() -> None:
 
 def _without_variables(event: Event, _hint: Hint) -> Event:
     """Drop the local variables of every frame: the message, and what a receiver has read from it, are among them."""
-    for raised in event.get("exception", {}).get("values", []):
-        for frame in (raised.get("stacktrace") or {}).get("frames", []):
+    if "exception" not in event:  # with attach_stacktrace, the SDK would add our own frames, behind all processors
+        event.setdefault("threads", {"values": []})
+    raised, threads = event.get("exception") or {}, event.get("threads") or {}
+    for holder in (*raised.get("values", []), *threads.get("values", []), event):
+        for frame in (holder.get("stacktrace") or {}).get("frames", []):
             frame.pop("vars", None)
     return event
 

@@ -19,7 +19,7 @@ import anyio
 from outboxd import log
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
 
     from outboxd.pipeline import Pipeline
 
@@ -33,7 +33,7 @@ CANCELLATION_S_MAX = 3.0
 
 class Stopper:
     """
-    Turns SIGTERM, SIGINT and the end of a time limit into the two stops of a pipeline.
+    Turns signals and the end of a time limit into the two stops of a pipeline.
 
     Args:
         pipeline: What is stopped.
@@ -47,10 +47,8 @@ class Stopper:
         self.stopping = asyncio.Event()
 
     def listen(self) -> None:
-        """Take over the two signals, for good."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal)
+        """Take over SIGTERM, SIGINT and SIGHUP, for good."""
+        listen(self._on_signal, on_hang_up=self.stop)
 
     def stop(self) -> None:
         """Begin a soft stop."""
@@ -108,6 +106,21 @@ class Stopper:
         if self.stopping.is_set():
             self._hard.set()
         self.stop()
+
+
+def listen(on_signal: Callable[[], None], *, on_hang_up: Callable[[], None]) -> None:
+    """
+    Take over the signals that end a run.
+
+    Args:
+        on_signal: At SIGTERM and SIGINT.
+        on_hang_up: At SIGHUP, of which a terminal that closes may send more than one; not where `nohup` ignores it.
+    """
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        loop.add_signal_handler(signal.SIGHUP, on_hang_up)
 
 
 def exit_now(code: int) -> NoReturn:

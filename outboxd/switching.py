@@ -7,6 +7,7 @@ lifted for a while, and counts again from then on.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pwd
 from collections.abc import Iterable, Mapping, Sequence
@@ -186,26 +187,24 @@ def _choose_shard(config: Config, scope: str | None, shard: str | None, region: 
     return Target(kind="shard", shard_scope=number, shard_identifier=shard, region_name=region)
 
 
-async def checked(connection: asyncpg.Connection, config: Config, target: Target) -> Target:
+async def checked(connection: asyncpg.Connection, config: Config, target: Target) -> list[Target]:
     """
     Return the target with the shard's identifier as the outboxes have it.
+
+    It is several where they read it differently: `007` is 7 where identifiers are numbers, and itself where they are
+    texts.
 
     Raises:
         InvalidOutboxError: It is of the type of no outbox.
     """
     if target.shard_identifier is None:
-        return target
+        return [target]
     types = await identifier_types(connection, config)
-    found = [parsed(target.shard_identifier, type_) for type_ in types]
-    identifier = next((each for each in found if each is not None), None)
-    if identifier is None:
+    found = [each for type_ in types if (each := parsed(target.shard_identifier, type_)) is not None]
+    if not found:
         choose.parse_identifier(target.shard_identifier, types[0], "--shard")
-    return Target(
-        kind="shard",
-        shard_scope=target.shard_scope,
-        shard_identifier=identifier,
-        region_name=target.region_name,
-    )
+    alike = {canonical(each): each for each in found}
+    return [dataclasses.replace(target, shard_identifier=each) for each in alike.values()]
 
 
 def subject(row: Row) -> str:
@@ -223,12 +222,17 @@ def origin(row: Row) -> str:
     return about(label(row), row["author"], row["reason"], row["expires_at"])
 
 
-async def add_pause(connection: asyncpg.Connection, config: Config, target: Target, by: By) -> int:
-    """Write a pause, in a row of its own; returns its id."""
+async def add_pauses(connection: asyncpg.Connection, config: Config, targets: Iterable[Target], by: By) -> set[int]:
+    """Write pauses, all of them or none, each in a row of its own; returns their ids."""
+    with inspection.translated("writing a pause"):
+        async with connection.transaction():
+            return {await _add_pause(connection, config, target, by) for target in targets}
+
+
+async def _add_pause(connection: asyncpg.Connection, config: Config, target: Target, by: By) -> int:
     columns = (target.kind, target.shard_scope, target.shard_identifier, target.region_name, target.category)
     values = (*columns, target.outbox, target.table_name, by.author, by.reason, by.expires)
-    with inspection.translated("writing a pause"):
-        number: int = await connection.fetchval(_render(config, "add_pause"), *values)
+    number: int = await connection.fetchval(_render(config, "add_pause"), *values)
     return number
 
 

@@ -26,6 +26,7 @@ WHOLESALE_SHARDS = 10
 ALL_IN_BACKOFF_MIN = 5
 TRANSACTION_S_MAX = 300.0
 TRANSACTION_S_LONG = 3_600.0
+TRANSACTIONS_HELD_MAX = 100_000
 DEAD_ROWS_MAX = 100_000
 SPARSE_BYTES_MIN = 100 * 2**20
 SPARSE_BYTES_A_ROW = 16_384
@@ -124,7 +125,7 @@ def switches(rows: list[Row], options: list[Row]) -> list[Finding]:
     for option in options:
         if option["key"] in listed:
             what = listed[option["key"]]
-            more = f" and {len(what) - NAMED_MAX} more" if len(what) > NAMED_MAX else ""
+            more = f" and {len(what) - NAMED_MAX:,} more" if len(what) > NAMED_MAX else ""
             by = {"author": option["updated_by"], "since": option["updated_at"], "option": option["key"], "id": None}
             found.append(_switch({**option, **by}, ", ".join(what[:NAMED_MAX]) + more))
         if option["problem"] is not None and option["state"] == "in force":
@@ -259,7 +260,9 @@ def _holder(row: Row) -> Finding:
         case _:
             text = f"{_session(row)}{_for(age_s)} {held}"
             remedy = f"Let it end; or end it: SELECT pg_terminate_backend({row['pid']});"
-    if age_s is not None and age_s < TRANSACTION_S_MAX:
+    # With hot_standby_feedback a standby, or the slot that it uses, always holds back a little, and has no age.
+    is_young = age_s < TRANSACTION_S_MAX if age_s is not None else (row["xid_age"] or 0) < TRANSACTIONS_HELD_MAX
+    if is_young and row["state"] != "inactive":
         return Finding("info", "vacuum", text)
     return Finding("error" if (age_s or 0) >= TRANSACTION_S_LONG else "warning", "vacuum", text, remedy)
 

@@ -34,7 +34,7 @@ def command(context: Context, /, *, as_json: bool, kinds: tuple[RoleKind, ...], 
     Every finding says what to do about it. Exit code 0 without errors, 78 when configuration, schema or a
     privilege is wrong, 69 when the database cannot be reached.
     """
-    found = asyncio.run(check.check(context.load, list(kinds), role))
+    found = asyncio.run(check.check(check.prepare(context.load), list(kinds), role))
     if as_json:
         click.echo(json.dumps([finding.as_json() for finding in found], indent=2))
     else:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import display, doctor
+from outboxd import check, display, doctor
 from outboxd.commands import shared
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def command(context: Context, /, *, as_json: bool, as_sql: bool) -> int:
         config.require_outboxes()
         shared.echo_sql("\n".join(question.for_psql() for _, _, question in doctor.questions(config)))
         return 0
-    report = asyncio.run(doctor.examine(context.load))
+    report = asyncio.run(doctor.examine(check.prepare(context.load, no_receiver="error")))
     if as_json:
         shared.echo_json(report.as_json())
     else:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from outboxd.commands import Context
     from outboxd.explain import Answer, Asked
     from outboxd.load import Loaded
+    from outboxd.reasons import Known
 
 
 @click.command(name="explain")
@@ -52,7 +53,7 @@ def command(
     if as_sql:
         shared.echo_sql(explain.ask(loaded.config, asked).for_psql())
         return
-    answer = asyncio.run(_explain(loaded, asked))
+    answer = asyncio.run(_explain(loaded, asked, explain.look_up(loaded, asked.outbox)))
     if as_json:
         shared.echo_json(answer)
     else:
@@ -61,6 +62,6 @@ def command(
         shared.note_elsewhere(loaded.config, asked.outbox, outbox, region)
 
 
-async def _explain(loaded: Loaded, asked: Asked) -> Answer:
+async def _explain(loaded: Loaded, asked: Asked, known: Known) -> Answer:
     async with access.opened(loaded, "reader", name="explain") as connection:
-        return await explain.explain(connection, loaded, asked)
+        return await explain.explain(connection, loaded.config, asked, known)

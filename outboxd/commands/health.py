@@ -69,6 +69,8 @@ def _ask(listen: str, path: str) -> tuple[int, bytes]:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read()
+    except UnicodeError as exc:
+        raise errors.ConfigError([f"http.listen: {listen} is no address: {exc}"]) from exc
     except (OSError, http.client.HTTPException) as exc:
         hint = "Is the daemon running, with this http.listen (OUTBOX_HTTP_LISTEN)?"
         raise errors.StoreUnavailable(f"no daemon answers on {listen}: {exc or type(exc).__name__}", hint=hint) from exc

@@ -62,11 +62,11 @@ def command(
             "or --list what is off.",
         )
     shared.note_unknown(loaded.config, scope=target.shard_scope, category=target.category)
-    row = asyncio.run(_pause(loaded, target, shared.by(reason, expires, author)))
+    rows = asyncio.run(_pause(loaded, target, shared.by(reason, expires, author)))
     if as_json:
-        shared.echo_json([row])
+        shared.echo_json(rows)
     else:
-        display.say(f"paused: {switching.subject(row)}, {switching.origin(row)}")
+        display.say("\n".join(f"paused: {switching.subject(row)}, {switching.origin(row)}" for row in rows))
 
 
 def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
@@ -111,12 +111,13 @@ async def _read(loaded: Loaded, asked: query.Query) -> list[dict[str, Any]]:
         return await query.fetch(connection, asked, "reading pauses")
 
 
-async def _pause(loaded: Loaded, target: Target, by: By) -> Row:
+async def _pause(loaded: Loaded, target: Target, by: By) -> Sequence[Row]:
     async with access.opened(loaded, "operator", name="pause") as connection:
-        target = await switching.checked(connection, loaded.config, target)
-        number = await switching.add_pause(connection, loaded.config, target, by)
+        targets = await switching.checked(connection, loaded.config, target)
+        numbers = await switching.add_pauses(connection, loaded.config, targets, by)
         rows = await switching.switched_off(connection, loaded.config)
-    row = next((row for row in rows if row["id"] == number), None)
-    if row is None:
-        raise errors.OutboxdError(f"pause {number} was written, and has been ended by somebody else since")
-    return row
+    written = [row for row in rows if row["id"] in numbers]
+    if not written:
+        listed = ", ".join(map(str, sorted(numbers)))
+        raise errors.OutboxdError(f"pause {listed} was written, and has been ended by somebody else since")
+    return written

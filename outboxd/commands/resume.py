@@ -74,13 +74,13 @@ def command(
 async def _resume(loaded: Loaded, target: Target | None, ids: Sequence[int], *, now: bool, by: By) -> None:
     config = loaded.config
     async with access.opened(loaded, "operator", name="resume") as connection:
-        if target is not None:
-            target = await switching.checked(connection, config, target)
+        targets = [] if target is None else await switching.checked(connection, config, target)
         before = await switching.switched_off(connection, config)
-        chosen = ids or [row["id"] for row in before if row["id"] and (target is None or target.contains(row))]
+        meant = [row for row in before if target is None or any(each.contains(row) for each in targets)]
+        chosen = ids or [row["id"] for row in meant if row["id"]]
         ended = await switching.end_pauses(connection, config, chosen, by)
         _say_ended(before, ended, by)
-        targets = [target] if target else [_target_of(row) for row in before if row["id"] in ended]
+        targets = targets or [_target_of(row) for row in before if row["id"] in ended]
         problems = await _make_due(connection, config, targets) if now else []
         after = await switching.switched_off(connection, config)
         held = [row for row in after if row["in_force"] and any(each.overlaps(row) for each in targets)]

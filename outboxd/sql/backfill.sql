@@ -75,13 +75,18 @@ INSERT INTO {schema}.backfill_spending (table_name, messages) VALUES ($1::text, 
 -- A fragment: whether the row `due` could be delivered now: neither paused nor of a failing shard. In prepared mode a first
 -- failure that says {died} is mostly a delivery under way: for a minute it does not count. Placeholders as in load.
 due.category <> ALL ({categories_off}::int4[])
-        AND NOT EXISTS (
-            SELECT
+        -- NOT IN is hashed, whatever the planner thinks of the lists' length: a list may be long. No entry is null.
+        AND (due.shard_scope, due.shard_identifier::text) NOT IN (
+            SELECT off.shard_scope, off.shard_identifier
             FROM unnest({scopes_off}::int4[], {identifiers_off}::text[], {regions_off}::text[])
                 AS off (shard_scope, shard_identifier, region_name)
-            WHERE off.shard_scope = due.shard_scope
-                AND off.shard_identifier = due.shard_identifier::text
-                AND (off.region_name IS NULL OR off.region_name = {region_text:due})
+            WHERE off.region_name IS NULL
+        )
+        AND (due.shard_scope, due.shard_identifier::text, {region_text:due}) NOT IN (
+            SELECT off.shard_scope, off.shard_identifier, off.region_name
+            FROM unnest({scopes_off}::int4[], {identifiers_off}::text[], {regions_off}::text[])
+                AS off (shard_scope, shard_identifier, region_name)
+            WHERE off.region_name IS NOT NULL
         )
         AND NOT EXISTS (
             SELECT
@@ -100,6 +105,7 @@ due.category <> ALL ({categories_off}::int4[])
 -- name: load
 -- How busy the drain is: due messages that it could deliver now, neither paused nor of a failing shard, and the age of
 -- the oldest of them. Counts no more than the budget could be worth, and passes over so many that do not count.
+-- A time before 1970 counts as 1970, and one ahead as now: what is infinite cannot be subtracted.
 -- $1 text          outbox
 -- $2 int8          rows counted at most
 -- $3 int4[]        categories that are switched off
@@ -111,7 +117,8 @@ due.category <> ALL ({categories_off}::int4[])
 -- index            (scheduled_for, <sharding columns>); primary key of outboxd.failure
 SELECT
     count(*) AS scheduled,
-    coalesce(extract(epoch FROM now() - min(greatest(waiting.date_added, waiting.scheduled_for))), 0)::float8 AS lag_s
+    extract(epoch FROM now() - least(now(), min(greatest(waiting.date_added, waiting.scheduled_for, 'epoch'))))::float8
+        AS lag_s
 FROM (
     SELECT due.date_added, due.scheduled_for
     FROM (
@@ -136,7 +143,8 @@ FROM (
 -- $6 text[]        ... and region (null: any) of shards that are switched off
 -- returns          lag_s (0 when there is none)
 -- index            primary key; primary key of outboxd.failure
-SELECT coalesce(extract(epoch FROM now() - min(greatest(due.date_added, due.scheduled_for))), 0)::float8 AS lag_s
+SELECT
+    extract(epoch FROM now() - least(now(), min(greatest(due.date_added, due.scheduled_for, 'epoch'))))::float8 AS lag_s
 FROM (
     SELECT o.date_added, o.scheduled_for, o.category, {shard:o}
     FROM {table} AS o

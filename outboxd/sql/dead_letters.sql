@@ -1,7 +1,8 @@
 -- Dead letters: looked at, put back, deleted. Every statement moves a bounded number of rows, whole: a message is
 -- never both in its outbox and among the dead letters, and never in neither.
 --
--- {conditions}, {columns} and {outboxes} are made of the fragments at the end, in which d is the dead letter.
+-- {conditions}, {columns} and {outboxes} are made of the fragments at the end, in which d is the dead letter;
+-- {canonical:d} is its shard_identifier as kill switches are compared.
 
 -- name: list
 -- returns          dead letters without their content, the newest first
@@ -157,8 +158,8 @@ d.region_name = {value:region}
 d.shard_scope = {value:scope}
 
 -- name: with_shard
--- A fragment.
-replace(lower(d.shard_identifier), '-', '') = replace(lower({value:shard}), '-', '')
+-- A fragment: both sides as kill switches are compared, so that a uuid is meant in any spelling.
+{canonical:d} = {value:shard}
 
 -- name: with_category
 -- A fragment.

@@ -57,12 +57,12 @@ scaled AS MATERIALIZED (
 )
 
 -- name: off
--- What is switched off for an outbox now, by pauses and by options: a CTE.
+-- What is switched off for an outbox now, by pauses and by options, of its shards only those in `deepest`: a CTE.
 off AS MATERIALIZED (
     SELECT
         kind,
         shard_scope,
-        shard_identifier,
+        {canonical:switched} AS canonical,
         region_name,
         category,
         CASE
@@ -73,7 +73,11 @@ off AS MATERIALIZED (
     FROM (
 {switches}
     ) AS switched
-    WHERE in_force AND kind IN ('outbox', 'shard', 'category') AND (kind <> 'outbox' OR outbox = {outbox})
+    WHERE in_force AND CASE kind
+            WHEN 'outbox' THEN outbox = {outbox}
+            WHEN 'shard' THEN (shard_scope, {canonical:switched}) IN (SELECT shard_scope, canonical FROM deepest)
+            ELSE kind = 'category'
+        END
 )
 
 -- name: shards
@@ -82,47 +86,24 @@ off AS MATERIALIZED (
 -- limit            shards at most
 -- counted          where only a sample was seen: messages of one shard to count at most
 -- index            (<sharding columns>, id); primary key; primary key of outboxd.failure
-SELECT
-    {outbox}::text AS outbox,
-    {region:s}::text AS region_name,
-    s.shard_scope,
-    {scope_name:s} AS scope_name,
-    to_jsonb(s.shard_identifier) AS shard_identifier,
-    s.depth,
-    s.is_estimate,
-    s.due,
-    s.oldest,
-    s.newest,
-    CASE
-        WHEN paused.is_whole THEN 'paused'
-        WHEN failed.next_at > now() AND (failed.blocks OR s.due = 0) THEN 'in backoff'
-        WHEN s.due > 0 THEN 'due'
-        ELSE 'not due'
-    END AS state,
-    CASE
-        WHEN paused.is_whole THEN paused.until
-        WHEN failed.next_at > now() AND (failed.blocks OR s.due = 0) THEN failed.next_at
-        WHEN s.due = 0 THEN s.next_due
-    END AS until,
-    nullif(concat_ws('; ', paused.because, failed.because), '') AS because
-FROM (
-    WITH {seen},
-    found AS MATERIALIZED (
-        SELECT
-            {shard},
-            count(*) AS depth,
-            count(*) FILTER (WHERE scheduled_for <= now()) AS due,
-            min(date_added) AS oldest,
-            max(date_added) AS newest,
-            min(scheduled_for) AS next_due,
-            array_agg(DISTINCT category::int4) AS categories
-        FROM seen
-        WHERE {in_region}
-        GROUP BY {shard}
-        ORDER BY count(*) DESC, {shard}
-        LIMIT {value:limit}
-    )
-    SELECT {shard:found}, known.*
+WITH {seen},
+found AS MATERIALIZED (
+    SELECT
+        {shard},
+        count(*) AS depth,
+        count(*) FILTER (WHERE scheduled_for <= now()) AS due,
+        min(date_added) AS oldest,
+        max(date_added) AS newest,
+        min(scheduled_for) AS next_due,
+        array_agg(DISTINCT category::int4) AS categories
+    FROM seen
+    WHERE {in_region}
+    GROUP BY {shard}
+    ORDER BY count(*) DESC, {shard}
+    LIMIT {value:limit}
+),
+deepest AS MATERIALIZED (
+    SELECT {shard:found}, {canonical:found} AS canonical, known.*
     FROM found
     CROSS JOIN scaled
     CROSS JOIN LATERAL (
@@ -154,9 +135,33 @@ FROM (
             scaled.is_estimate
         WHERE NOT (scaled.is_estimate AND counted.depth < {value:counted})
     ) AS known
-) AS s
+),
+{off}
+SELECT
+    {outbox}::text AS outbox,
+    {region:s}::text AS region_name,
+    s.shard_scope,
+    {scope_name:s} AS scope_name,
+    to_jsonb(s.shard_identifier) AS shard_identifier,
+    s.depth,
+    s.is_estimate,
+    s.due,
+    s.oldest,
+    s.newest,
+    CASE
+        WHEN paused.is_whole THEN 'paused'
+        WHEN failed.next_at > now() AND (failed.blocks OR s.due = 0) THEN 'in backoff'
+        WHEN s.due > 0 THEN 'due'
+        ELSE 'not due'
+    END AS state,
+    CASE
+        WHEN paused.is_whole THEN paused.until
+        WHEN failed.next_at > now() AND (failed.blocks OR s.due = 0) THEN failed.next_at
+        WHEN s.due = 0 THEN s.next_due
+    END AS until,
+    nullif(concat_ws('; ', paused.because, failed.because), '') AS because
+FROM deepest AS s
 LEFT JOIN LATERAL (
-    WITH {off}
     SELECT
         off.kind <> 'category' OR s.categories <@ ARRAY(SELECT category FROM off WHERE kind = 'category') AS is_whole,
         concat_ws(' ', off.kind, {category_name:off}, off.because) AS because,
@@ -165,7 +170,7 @@ LEFT JOIN LATERAL (
     WHERE CASE off.kind
             WHEN 'shard' THEN
                 off.shard_scope = s.shard_scope
-                AND {canonical:off} = {canonical:s}
+                AND off.canonical = s.canonical
                 AND (off.region_name IS NULL OR off.region_name = {region_text:s})
             WHEN 'category' THEN off.category = ANY (s.categories)
             ELSE true
@@ -200,6 +205,7 @@ LEFT JOIN LATERAL (
 -- `shards`.
 -- limit            shards at most
 -- counted          messages of one shard to count at most
+-- failures         failing objects to look at, at most, in the order of their index: a million take a second
 -- index            primary key; (<sharding columns>, id); primary key of outboxd.failure
 SELECT
     {outbox}::text AS outbox,
@@ -218,7 +224,15 @@ SELECT
     last_row.date_added AS newest,
     f.attempts,
     f.since AS first_failed_at,
-    f.last_error
+    f.last_error,
+    EXISTS (
+        SELECT
+        FROM {schema}.failure AS known
+        WHERE known.outbox = {outbox}
+        ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+        OFFSET {value:failures}
+        LIMIT 1
+    ) AS is_partial
 FROM (
     SELECT *
     FROM (
@@ -226,9 +240,14 @@ FROM (
             failure.*,
             count(*) OVER of_shard AS objects,
             min(first_failed_at) OVER of_shard AS since
-        FROM {schema}.failure AS failure
-        WHERE outbox = {outbox}
-            AND {in_region}
+        FROM (
+            SELECT known.*
+            FROM {schema}.failure AS known
+            WHERE known.outbox = {outbox}
+            ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+            LIMIT {value:failures}
+        ) AS failure
+        WHERE {in_region}
             AND NOT (last_error = {died} AND attempts = 1 AND last_failed_at > now() - interval '1 minute')
         WINDOW of_shard AS (PARTITION BY shard_scope, shard_identifier, region_name)
         ORDER BY shard_scope, shard_identifier, region_name, attempts DESC, message_id

@@ -381,6 +381,19 @@ async def test_an_address_of_another_machine_ends_it_with_78(installation: Insta
     assert "cannot listen on 192.0.2.1:9464" in process.stderr
 
 
+async def test_a_host_that_is_no_name_is_a_wrong_configuration(installation: Installation) -> None:
+    wrong = {"OUTBOX_HTTP_LISTEN": "a..b:9464"}
+    for arguments in ((), ("health",)):
+        done = await installation.run(*arguments, env=wrong)
+        assert done.returncode == 78, done.stderr
+        assert "http.listen: " in done.stderr
+        assert "a..b:9464" in done.stderr
+    text = installation.config.read_text()
+    installation.config.write_text(text.replace("[http]\n", "[http]\noptional = true\n"))
+    async with installation.ready_daemon(env=wrong) as daemon:
+        await daemon.wait_for_event("http.unavailable")
+
+
 async def test_with_listen_empty_nothing_listens(installation: Installation) -> None:
     async with installation.ready_daemon(env={"OUTBOX_HTTP_LISTEN": ""}) as daemon:
         daemon.signal(signal.SIGTERM)

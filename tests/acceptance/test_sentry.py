@@ -149,6 +149,18 @@ async def test_a_receiver_module_s_own_settings_are_kept_and_the_payload_still_s
     assert SECRET not in json.dumps(event)
 
 
+async def test_a_message_has_no_variables_either_where_stack_traces_are_attached(
+    installation: Installation, sentry: SentryServer
+) -> None:
+    initialised = INITIALISED.replace("release=", "attach_stacktrace=True, release=")
+    installation.receive(initialised + FAILING.replace("logging.getLogger", "if False: logging.getLogger"))
+    await write(installation, 2)
+    event = await captured(installation, sentry)
+
+    assert "3600" in json.dumps(event["message"])
+    assert SECRET not in json.dumps(event)
+
+
 async def test_once_captures_too_and_ends_when_all_is_sent(failing: Installation, sentry: SentryServer) -> None:
     process = await failing.run("--once", env={"SENTRY_DSN": sentry.dsn})
 

@@ -175,7 +175,7 @@ async def registered(installation: Installation) -> bool:
 
 
 @pytest.mark.parametrize("lock", ["the shard", "a message"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_a_signal_while_drain_waits_is_no_death(
     installation: Installation, lock: str, number: signal.Signals
 ) -> None:
@@ -199,7 +199,8 @@ async def test_a_signal_while_drain_waits_is_no_death(
     assert installation.delivered() == []
 
 
-async def test_a_signal_while_once_starts_is_no_death(installation: Installation) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+async def test_a_signal_while_once_starts_is_no_death(installation: Installation, number: signal.Signals) -> None:
     await installation.insert([7])
     async with connected(installation.dsn) as other:
         locking = other.transaction()
@@ -208,12 +209,33 @@ async def test_a_signal_while_once_starts_is_no_death(installation: Installation
         async with installation.daemon("--once") as once:
             await installation.until(lambda: waits_for_a_lock(installation, "options"), by=once)
             assert await registered(installation)
-            once.signal(signal.SIGTERM)
+            once.signal(number)
             await locking.rollback()
             assert await once.wait() == 0
 
     assert await installation.left_behind() == []
     assert installation.delivered() == []
+
+
+@pytest.mark.parametrize("through", [(), ("nohup",)], ids=["", "nohup"])
+async def test_hanging_up_is_a_soft_stop_of_once_and_never_a_hard_one(
+    installation: Installation, through: tuple[str, ...]
+) -> None:
+    installation.receive(
+        '@receiver("EVENT")\nasync def wait(message):\n    record(message, "start")\n'
+        '    await opened("gate")\n    record(message)\n'
+    )
+    ids = await installation.insert([7], objects=range(2))
+    async with installation.daemon("--once", through=through) as once:
+        await installation.until(lambda: bool(installation.delivered("start")), by=once)
+        if not through:
+            once.signal(signal.SIGTERM)
+        once.signal(signal.SIGHUP)
+        installation.open("gate")
+        assert await once.wait() == 0
+
+    assert installation.delivered() == (ids if through else ids[:1])
+    assert await installation.left_behind() == []
 
 
 async def test_a_signal_ends_the_housekeeping_of_once(installation: Installation) -> None:

@@ -203,7 +203,9 @@ class TestHorizon:
                 "warning",
                 "replication slot old (inactive)",
             ),
-            (holder(kind="standby", name="replica", age_s=None), "warning", "standby replica"),
+            (holder(kind="slot", name="used", state="active", age_s=None), "info", "replication slot used (active)"),
+            (holder(kind="standby", name="replica", age_s=None), "info", "standby replica"),
+            (holder(kind="standby", name="replica", age_s=None, xid_age=100_000), "warning", "standby replica"),
         ],
     )
     def test_who_holds_vacuum_back(self, row: dict[str, Any], expected: str, words: str) -> None:

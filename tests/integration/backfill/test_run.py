@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
+import pytest
 import redis.asyncio
 
 from tests.drains import connected, until
@@ -98,14 +99,15 @@ class TestRun:
         assert "error: cannot be walked: nothing" in done.stderr
         assert await watermark(connection) == ("0", 2)
 
-    async def test_it_keeps_to_the_rate_and_ctrl_c_leaves_it_where_it_is(
-        self, here: Here, connection: asyncpg.Connection
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+    async def test_it_keeps_to_the_rate_and_a_signal_leaves_it_where_it_is(
+        self, here: Here, connection: asyncpg.Connection, number: signal.Signals
     ) -> None:
         await create_members(connection, 25)
         async with outboxd("backfill", "run", "--rate", "10", config=here.file) as process:
             await until(lambda: "waiting for the rate" in process.stderr, 20)
             assert await watermark(connection) == ("11", 1)
-            process.signal(signal.SIGINT)
+            process.signal(number)
             assert await process.wait() == 130
 
         assert "Traceback" not in process.stderr

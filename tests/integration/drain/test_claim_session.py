@@ -176,7 +176,8 @@ async def test_a_connection_that_is_lost_before_its_first_statement_is_an_error_
     for attempt in (finding.fetch("finding", "SELECT 1"), pipeline.open(), pipeline.claims.open()):
         with pytest.raises(errors.StoreUnavailable):
             await attempt
-    findings = await check.check(lambda: Loaded(msgspec.structs.replace(config, dsn=database)), [], None)
+    prepared = check.prepare(lambda: Loaded(msgspec.structs.replace(config, dsn=database)))
+    findings = await check.check(prepared, [], None)
     assert findings_exit_code(findings) == errors.StoreUnavailable.exit_code
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from outboxd import burial, errors
+from outboxd import acts, burial, errors
 from tests.drains import (
     CONTROL,
     REGION,
@@ -138,6 +138,20 @@ async def test_the_end_of_a_delivery_is_waited_for(database: str, connection: as
 
     assert buried.message == second
     assert second not in seen
+
+
+async def test_a_locked_message_is_not_waited_for_for_ever_and_the_error_says_who_may_know(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acts, "LOCK_TIMEOUT_S", 0.1)
+    stays = await write(connection)
+    async with connected(database) as other, other.transaction():
+        await other.execute("SELECT FROM outbox FOR UPDATE")
+        with pytest.raises(errors.StatementFailed, match=r"burying in outbox region: .*lock timeout") as raised:
+            await bury(connection, stays)
+
+    assert "Another session has locked it" in raised.value.hint
+    assert await remaining(connection) == [stays]
 
 
 async def test_a_message_of_another_region_is_refused(connection: asyncpg.Connection) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from outboxd.config import OutboxConfig
 
 EVERYTHING = Selection()
+KEY = "d41d8cd9-8f00-b204-e980-0998ecf8427e"
 
 
 async def retry(connection: asyncpg.Connection, selection: Selection = EVERYTHING, **options: Any) -> Tally:
@@ -260,6 +261,7 @@ async def test_a_locked_outbox_is_an_error_after_some_seconds_and_loses_nothing(
             await retry(connection)
 
     assert raised.value.sqlstate == "55P03"
+    assert "Another session has locked it" in raised.value.hint
     assert await letter_ids(connection) == ids
 
 
@@ -328,7 +330,7 @@ async def rows_read(connection: asyncpg.Connection, statement: str, values: dict
     asked = dead_letters._query(STANDARD, statement, EVERYTHING, values, names=names, shard_columns=columns)
     text, arguments = asked.bound()
     with contextlib.suppress(TakenBackError):
-        async with acts.transaction(connection):
+        async with acts.transaction(connection, "counting"):
             plan = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {text}", *arguments)
             raise TakenBackError
     return list(_rows_made(msgspec.json.decode(plan)[0]["Plan"]))
@@ -343,3 +345,18 @@ def _rows_made(plan: dict[str, Any]) -> Iterator[float]:
     yield (plan["Actual Rows"] + removed) * (plan["Actual Loops"] if "Index Name" in plan else 1)
     for child in plan.get("Plans", []):
         yield from _rows_made(child)
+
+
+@pytest.mark.parametrize(
+    ("meant", "others"), [("-5", ("5",)), ("acme-eu", ("acmeeu", "ACME-EU")), (KEY.upper(), ("x",))]
+)
+async def test_letters_of_another_shard_stay(
+    connection: asyncpg.Connection, meant: str, others: tuple[str, ...]
+) -> None:
+    for shard in (meant, *others):
+        await write_letters(connection, shard=shard)
+
+    tally = await purge(connection, Selection(scope=0, shard=meant.lower()))
+
+    assert tally.moved == 1
+    assert {row["shard_identifier"] for row in await letters(connection)} == set(others)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from outboxd import doctor, explain
+from outboxd.check import prepare
 from outboxd.embedded import embedded_postgres
 from tests.drains import REGION, by_hand, connected, write
 from tests.integration.operate.roles import reading_role
 from tests.integration.schema_cases import empty_database
 from tests.processes import run
 from tests.psql import rows_of
-from tests.trouble import DEAD_HOST, HEALTHY, INVISIBLE, Trouble, troubled
+from tests.trouble import DEAD_HOST, HEALTHY, INVISIBLE, UNHANDLED, Trouble, troubled
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from tests.conftest import Postgres
 
@@ -32,7 +33,7 @@ async def diagnosed(trouble: Trouble, **options: Any) -> tuple[int | None, dict[
 
 async def examined(trouble: Trouble) -> doctor.Report:
     """The same within this process."""
-    return await doctor.examine(lambda: trouble.loaded)
+    return await doctor.examine(prepare(lambda: trouble.loaded, no_receiver="error"))
 
 
 def errors(document: dict[str, Any]) -> list[dict[str, str]]:
@@ -96,6 +97,46 @@ async def test_a_registered_daemon_that_claims_nothing_is_found_out(trouble: Tro
     assert "been due for 1 h; doctor.lag_slo_s is 60" in said(busy, "lag")
 
 
+@pytest.mark.parametrize(
+    ("added", "due", "level"),
+    [
+        ("-infinity", "-infinity", "error"),
+        ("0044-03-15 BC", "-infinity", "error"),
+        ("infinity", "-infinity", "ok"),
+        ("20000-01-01", "-infinity", "ok"),
+        ("now", "infinity", "ok"),
+        ("now", "20000-01-01", "ok"),
+    ],
+)
+async def test_times_at_the_edge_of_time_are_answered(trouble: Trouble, added: str, due: str, level: str) -> None:
+    await trouble.connection.execute("DELETE FROM outbox WHERE shard_identifier <> 1")
+    await trouble.connection.execute(f"UPDATE outbox SET date_added = '{added}', scheduled_for = '{due}'")
+
+    async with by_hand(trouble.dsn, trouble.config):
+        report = await examined(trouble)
+        known = explain.look_up(trouble.loaded, REGION)
+        asked = explain.Asked(REGION, 0, str(HEALTHY))
+        answer = await explain.explain(trouble.connection, trouble.config, asked, known)
+
+    assert [each.level for each in report.found["lag"] if each.subject == "outbox region"] == [level]
+    assert f"{answer.facts['messages']} message" in "\n".join(explain.lines(answer))
+
+
+async def test_a_receiver_module_may_run_an_event_loop_when_it_is_imported(trouble: Trouble) -> None:
+    lines = ["import asyncio", "from tests.trouble_receivers import replicate", "asyncio.run(asyncio.sleep(0))"]
+    trouble.file.with_name("looping.py").write_text("\n".join(lines))
+    trouble.file.write_text(trouble.file.read_text().replace("tests.trouble_receivers", "looping"))
+
+    _, document = await diagnosed(trouble)
+    checked = await run("check", config=trouble.file)
+    async with by_hand(trouble.dsn, trouble.config):
+        explained = await run("explain", "0", str(UNHANDLED), "--json", config=trouble.file)
+
+    assert "6 registered, from looping" in [each["text"] for each in document["findings"]]
+    assert "6 registered, from looping" in checked.stdout
+    assert json.loads(explained.stdout)["reason"] == "no_receiver"
+
+
 async def test_a_daemon_is_found_behind_all_those_that_died_after_its_start(trouble: Trouble) -> None:
     async with by_hand(trouble.dsn, trouble.config):
         await trouble.connection.execute(
@@ -103,7 +144,9 @@ async def test_a_daemon_is_found_behind_all_those_that_died_after_its_start(trou
             " SELECT 'looping', n, '1', 'monolith', '[{\"name\": \"region\"}]', now() FROM generate_series(1, 150) AS n"
         )
         report = await examined(trouble)
-        answer = await explain.explain(trouble.connection, trouble.loaded, explain.Asked(REGION, 0, str(HEALTHY)))
+        known = explain.look_up(trouble.loaded, REGION)
+        asked = explain.Asked(REGION, 0, str(HEALTHY))
+        answer = await explain.explain(trouble.connection, trouble.config, asked, known)
 
     assert said(report, "daemons") == ""
     assert said(report, "daemons", "ok").count("drained by pid ") == 2

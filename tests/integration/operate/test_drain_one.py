@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 @pytest.fixture(autouse=True)
 async def _signals_are_given_back() -> AsyncIterator[None]:
     yield
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         asyncio.get_running_loop().remove_signal_handler(number)
 
 
@@ -199,6 +199,29 @@ async def test_what_is_switched_off_is_refused_with_who_and_why_and_how_to_end_i
     )
     assert await connection.fetch("SELECT * FROM outbox") == before
     assert await connection.fetchval("SELECT count(*) FROM outboxd.worker") == 0
+
+
+async def test_what_is_switched_off_while_it_waits_for_a_lock_is_refused_too(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    stays = await write(connection, due_in_s=3_600)
+    seen = Recorder()
+    async with connected(database) as other:
+        holding = other.transaction()
+        await holding.start()
+        await other.execute("SELECT FROM outbox FOR UPDATE")
+        drained = asyncio.create_task(drain(database, seen))
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        await until(lambda: connection.fetchval(waiting))
+        await connection.execute(PAUSES["shard"])
+        await holding.rollback()
+
+        with pytest.raises(errors.ActRefused, match="pause 1 by ada"):
+            await drained
+
+    assert (seen.messages, await remaining(connection)) == ([], [stays])
 
 
 async def test_a_category_that_is_switched_off_stays_and_is_named(
@@ -371,8 +394,9 @@ async def test_a_table_that_is_locked_at_the_end_is_not_waited_for_for_ever(
     monkeypatch.setattr(drain_module, "_failures", lock)
     monkeypatch.setattr(acts, "LOCK_TIMEOUT_S", 0.1)
 
-    with pytest.raises(errors.StatementFailed, match=r"counting the messages of a shard: .* lock timeout"):
+    with pytest.raises(errors.StatementFailed, match=r"counting the messages of a shard: .* lock timeout") as raised:
         await drain(database, Recorder())
+    assert "Another session has locked it" in raised.value.hint
 
 
 async def test_what_it_has_failed_is_backed_off_as_by_a_daemon(database: str, connection: asyncpg.Connection) -> None:

@@ -65,7 +65,8 @@ async def answer(trouble: Trouble, scope: str, shard: object, region: str | None
         trouble.config.outboxes[region is not None], trouble.config.scopes[scope].value, str(shard), region
     )
     async with access.opened(trouble.loaded, "reader", name="explain") as connection:
-        return await explain.explain(connection, trouble.loaded, asked)
+        known = explain.look_up(trouble.loaded, asked.outbox)
+        return await explain.explain(connection, trouble.config, asked, known)
 
 
 def codes(found: explain.Answer) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from outboxd import switching
 from outboxd.load import load
 from outboxd.options import SwitchBoard
-from tests.drains import Recorder, configure, drain_once, failing, write
+from tests.drains import REGION, TEXT, Recorder, configure, drain_once, failing, write
 from tests.integration.operate.switched import OUTBOXES, TEXT_OUTBOX
 
 if TYPE_CHECKING:
@@ -92,6 +92,24 @@ async def test_a_text_is_an_identifier_where_an_outbox_has_texts(here: Here, con
     await here.run("pause", "--scope", "0", "--shard", "it's 'x'")
 
     assert [row["shard_identifier"] for row in await pauses(connection)] == ["it's 'x'"]
+
+
+async def test_a_shard_is_paused_as_each_outbox_reads_its_identifier(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    here.configure(OUTBOXES + TEXT_OUTBOX, model="")
+    await write(connection, shard=7)
+    await write(connection, shard="007", obj="x", table="text_outbox")
+    seen = Recorder()
+
+    done = await here.run("pause", "--scope", "0", "--shard", "007")
+    await drain_once(database, seen, configure(REGION, TEXT))
+
+    lines = done.stdout.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"paused: shard ORGANIZATION_SCOPE {n}" for n in ("7", "007")]
+    assert seen.messages == []
+    await here.run("resume", "--scope", "0", "--shard", "007")
+    assert await pauses(connection) == []
 
 
 async def test_a_shard_can_be_paused_while_an_outbox_table_is_missing(
