@@ -220,7 +220,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.Abort as exc:
-        return INTERRUPTED if isinstance(exc.__cause__, KeyboardInterrupt) else 1
+        return INTERRUPTED if isinstance(exc.__context__, KeyboardInterrupt) else 1  # at a question it has no cause
     return result if isinstance(result, int) else 0
 
 

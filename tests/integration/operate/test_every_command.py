@@ -132,6 +132,15 @@ ACTING = [
     Typed("resume --backfill account"),
     Typed("backfill run"),
 ]
+ASKING = [
+    "retry --all-stuck",
+    "resume --all",
+    "bury 2 3 --outbox region --reason both",
+    "dead-letters retry --all",
+    "dead-letters purge --all",
+    "backfill rewind account",
+    "backfill skip account",
+]
 ELSEWHERE = {"demo"}
 """It has a database of its own: `tests/acceptance/test_demo.py` types it."""
 _EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[^\n]*\n?", re.MULTILINE)
@@ -219,3 +228,12 @@ async def test_what_acts_on_a_narrow_terminal(file: Path) -> None:
                 await into_pipe(file, typed)
             else:
                 await on_terminal(file, typed, NARROW)
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), [("n", 1, "nothing was changed"), (terminal.CTRL_C, 130, "")])
+async def test_who_is_asked_may_say_no_or_leave(file: Path, answer: str, code: int, said: str) -> None:
+    async def ends(typed: Typed) -> None:
+        ended, shown = await terminal.ended(file, *typed.words, answer=typed.answer)
+        assert (ended, shown.partition("[y/N]:")[2].strip().removeprefix(answer).strip()) == (code, said), shown
+
+    await all_of([Typed(line, code, answer) for line in ASKING], ends)
