@@ -277,8 +277,7 @@ def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
     titles = ["id", "buried (UTC)", *(["outbox"] if several else []), "shard", "category", "object", "tries", "reason"]
     cells = [_cells(row, several=several) for row in found]
     display.show_table(titles, cells, right=("id", "tries"), folds=("reason",))
-    if len(found) == limit:
-        display.say(f"the newest {limit}: --limit shows more", err=True)
+    shared.note_limit(found, limit, "newest")
 
 
 def _cells(row: dict[str, Any], *, several: bool) -> list[str]:

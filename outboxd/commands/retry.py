@@ -70,7 +70,10 @@ def command(
     chosen = choose.choose_outbox(config, outbox, region)
     number = choose.choose_scope(config, scope)
     shared.note_unknown(config, scope=number)
-    return asyncio.run(_retry_one(loaded, chosen, number, shard, region, categories))
+    code = asyncio.run(_retry_one(loaded, chosen, number, shard, region, categories))
+    if code == NOTHING_THERE:
+        shared.note_elsewhere(config, chosen, outbox, region)
+    return code
 
 
 async def _retry_one(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -96,6 +96,12 @@ def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, 
         have = "has" if len(others) == 1 else "have"
         where = f"outbox {', '.join(others)} {have} regions: look there with --region NAME"
         display.show_lines([f"note: only outbox {looked_at.name} was looked at; {where}"], err=True)
+
+
+def note_limit(shown: Sequence[object], limit: int, which: str) -> None:
+    """Say of a list that is full that it may go on; *which* it shows: the `newest`, say."""
+    if len(shown) == limit:
+        display.say(f"the {which} {limit}: there may be more (--limit)", err=True)
 
 
 def made_due(retry: Retry) -> str:
