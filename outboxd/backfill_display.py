@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 NO_MODEL = "no [[model]] is configured: there is nothing to backfill"
 LINE_INTERVAL_S = 5.0
 BAR_WIDTH = 20
-WORDS = {"waiting": "waiting for option", "lag": "paused by lag", "budget": "waiting for the rate"}
+WORDS = {
+    "waiting": "waiting for option",
+    "lag": "paused by lag",
+    "budget": "waiting for the rate",
+    "unreadable": "not readable",
+}
 _TITLES = (
     "table",
     "version",

@@ -19,6 +19,7 @@ from tests.integration.backfill.commands import (
     pause,
     set_watermark,
 )
+from tests.integration.operate.roles import reading_role
 from tests.walks import (
     create_members,
     set_option,
@@ -165,6 +166,21 @@ class TestStatus:
         lines = shown.stdout.splitlines()
         assert lines[0].split()[:4] == ["table", "version", "target", "condition"]
         assert re.search(r"^nothing: model nothing: there is no such table", shown.stdout, re.MULTILINE)
+
+    @pytest.mark.parametrize("verb", ["status", "plan"])
+    async def test_who_may_not_read_the_table_is_told_so_and_the_walk_is_not_called_broken(
+        self, here: Here, connection: asyncpg.Connection, verb: str
+    ) -> None:
+        await create_members(connection, 5)
+        async with reading_role(connection, here.dsn, "outbox", "control_outbox", "uuid_outbox") as dsn:
+            found = await here.one(verb, env={"OUTBOX_DSN": dsn})
+            shown = await here.run(verb, env={"OUTBOX_DSN": dsn})
+            assert found["condition"] == "unreadable"
+            assert "not readable" in shown.stdout
+            [grant] = re.findall(r"GRANT [^;]*;", found["explanation"])
+            assert grant.startswith("GRANT SELECT ON public.organizationmember TO ")
+            await connection.execute(grant)
+            assert (await here.one(verb, env={"OUTBOX_DSN": dsn}))["condition"] == "ready"
 
     async def test_a_finished_table_may_be_gone(self, here: Here, connection: asyncpg.Connection) -> None:
         await set_watermark(connection, "0", 2)
