@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio
 
 from outboxd.backfill_report import ROWS_COUNTED_MAX
+from tests import terminal
 from tests.integration.backfill.commands import (
     MEMBER,
     REGIONS_OPTION,
@@ -232,6 +233,18 @@ class TestStatus:
 
         assert "━" in shown
         assert "organizationmember" in shown
+
+    @pytest.mark.parametrize(("columns", "line"), [(80, "organizationmember  1 of 1 "), (40, "low bound: 11")])
+    async def test_what_does_not_fit_goes_without_bars_or_becomes_paragraphs(
+        self, here: Here, connection: asyncpg.Connection, columns: int, line: str
+    ) -> None:
+        await create_members(connection, 25)
+        await set_watermark(connection, "11", 1)
+
+        shown = await terminal.run(here.file, "backfill", "status", columns=columns)
+
+        assert "━" not in shown
+        assert line in shown
 
     async def test_without_models_there_is_nothing_to_show(self, here: Here) -> None:
         here.file.write_text(here.file.read_text().partition("[[model]]")[0])

@@ -214,6 +214,10 @@ async def test_what_looks_on_a_terminal(file: Path, columns: int) -> None:
     await all_of(LOOKING, lambda typed: on_terminal(file, typed, columns))
 
 
+async def test_what_a_run_sums_up_on_a_narrow_terminal(file: Path) -> None:
+    await on_terminal(file, Typed("--once"), NARROW)
+
+
 async def test_what_looks_prints_json_where_that_is_offered(file: Path) -> None:
     offered = [typed for typed in LOOKING if offers_json(typed) and typed.line != "pause --category AUDIT"]
     assert {typed.name for typed in offered} >= {"shards", "explain", "doctor", "pause", "backfill status"}
