@@ -73,6 +73,14 @@ async def _own_search(connection: asyncpg.Connection) -> _Search:
     return _Search(connection, role, await _quoted(connection, role))
 
 
+async def is_migrated(connection: asyncpg.Connection, config: Config, kind: RoleKind) -> bool:
+    """Tell whether every outbox is there, and outboxd's own tables for those who need them."""
+    tables = [await find_table(connection, outbox.table) for outbox in config.outboxes]
+    return None not in tables and (
+        kind not in _ON_OWN_SCHEMA or bool(await connection.fetch(_STATEMENTS["schema_tables"], config.schema))
+    )
+
+
 def _models(config: Config) -> list[str]:
     """Return the source tables that a daemon of this silo mode reads in a backfill."""
     names = {outbox.name for outbox in config.outboxes}
