@@ -84,7 +84,9 @@ def _to_run(missing: list[str]) -> str:
     return "As the owner of the schema, run:\n" + "\n".join(f"  {grant}" for grant in missing)
 
 
-async def name_grants(exc: errors.OutboxdError, dsn: Callable[[], str], config: Config, kind: RoleKind) -> None:
+async def name_grants(
+    exc: errors.OutboxdError, dsn: Callable[[], str], config: Config, kind: RoleKind, *, walks: bool = False
+) -> None:
     """
     Put the GRANTs that are missing into the hint of an error about a privilege; any other is left as it is.
 
@@ -93,11 +95,12 @@ async def name_grants(exc: errors.OutboxdError, dsn: Callable[[], str], config: 
         dsn: Tells where to ask, as the role that met the error.
         config: Whose tables.
         kind: What the role is for.
+        walks: As in `privileges.missing_grants`.
     """
     if not isinstance(exc, errors.PrivilegeError):
         return
     with contextlib.suppress(errors.OutboxdError):
         async with session.visit(dsn(), name="grants") as connection:
             role = await connection.fetchval("SELECT current_user::text")
-            if missing := await privileges.missing_grants(connection, config, role, kind):
+            if missing := await privileges.missing_grants(connection, config, role, kind, walks=walks):
                 exc.hint = _to_run(missing)

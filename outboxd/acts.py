@@ -107,6 +107,13 @@ class Stuck(NamedTuple):
         return f"{scopes.get(scope, scope)} {columns['shard_identifier']}{f' in {region}' if region else ''}{where}"
 
 
+class Moved(NamedTuple):
+    """How many messages were made due, and in how many shards."""
+
+    messages: int
+    shards: int
+
+
 def shard_of(table: Table, scope: int, identifier: str, region: str | None) -> ShardKey:
     """
     Return the shard that a command line means, in the types of the table's columns.
@@ -133,12 +140,12 @@ async def retry_shard(connection: asyncpg.Connection, config: Config, one: Stuck
     Returns:
         How many messages were moved; 0 when none was waiting.
     """
-    return await _retry_page(connection, config, [one], categories)
+    return (await _retry_page(connection, config, [one], categories)).messages
 
 
 async def make_due(
     connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], categories: Categories = None
-) -> int:
+) -> Moved:
     """
     Do that for shards of one outbox in a transaction of its own.
 
@@ -156,15 +163,15 @@ async def make_due(
 
 async def _retry_page(
     connection: asyncpg.Connection, config: Config, page: Sequence[Stuck], categories: Categories
-) -> int:
+) -> Moved:
     """Do that for shards of one outbox, in one statement."""
     outbox, table = page[0].outbox, page[0].table
     statement = renderer_of(table, config.schema).render(_STATEMENTS["retry_shards"])
     only = None if categories is None else list(categories)
     shards = [list(column) for column in zip(*(one.shard for one in page), strict=True)]
     with inspection.translated(_retrying(page, config)):
-        moved: int = await connection.fetchval(statement, outbox.name, config.drain.backoff_rows_max, only, *shards)
-    return moved
+        [row] = await connection.fetch(statement, outbox.name, config.drain.backoff_rows_max, only, *shards)
+    return Moved(*row)
 
 
 def _retrying(page: Sequence[Stuck], config: Config) -> str:
@@ -220,7 +227,8 @@ class Retry:
         wanted: Which of their shards.
 
     Attributes:
-        shards, messages: How many were made due, so far.
+        messages, shards: How many were made due, so far, and in how many shards.
+        seen: How many shards were looked at for that.
         problems: Why an outbox, or a shard in which somebody has locked a message, was passed over: the others do not
             wait for it (I14). After `REFUSED_MAX` such shards the rest of the outbox is passed over.
     """
@@ -228,8 +236,9 @@ class Retry:
     def __init__(
         self, connection: asyncpg.Connection, config: Config, outboxes: Sequence[OutboxConfig], wanted: Wanted
     ) -> None:
-        self.shards = 0
         self.messages = 0
+        self.shards = 0
+        self.seen = 0
         self.problems: list[errors.OutboxdError] = []
         self._connection = connection
         self._config = config
@@ -262,8 +271,9 @@ class Retry:
                 refused.append(exc)
                 return
         else:
-            self.messages += moved
-            self.shards += len(page)
+            self.messages += moved.messages
+            self.shards += moved.shards
+            self.seen += len(page)
             if on_retried is not None:
                 await on_retried(page)
             return

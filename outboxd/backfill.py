@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from outboxd.budget import Load
     from outboxd.config import Config, ModelConfig, SiloMode
     from outboxd.options import SwitchBoard
+    from outboxd.privileges import RoleKind
     from outboxd.session import Fetch
 
 log = structlog.get_logger()
@@ -77,6 +78,7 @@ class Backfill:
         dsn: Tells where the database is.
         redis_url: Tells where Redis is.
         is_stopping: Whether no batch may be begun any more.
+        kind: What the role is to do: one that only looks, a `reader`, needs no rights to write.
     """
 
     def __init__(
@@ -86,8 +88,10 @@ class Backfill:
         dsn: Callable[[], str],
         redis_url: Callable[[], str],
         is_stopping: Callable[[], bool],
+        kind: RoleKind = "daemon",
     ) -> None:
         self.config = config
+        self._kind = kind
         self.is_stopping = is_stopping
         self.switchboard = switchboard
         self.session = session.Session(
@@ -110,6 +114,7 @@ class Backfill:
                 name_grants=self.name_grants,
                 lock_name=f"{config.schema}.{model.table}",
                 rate=config.backfill.backfills_per_minute,
+                is_reader=kind == "reader",
             )
             for model in config.model
             if model.outbox in names
@@ -206,7 +211,7 @@ class Backfill:
 
     async def name_grants(self, exc: errors.OutboxdError) -> None:
         """Name the GRANTs in an error about a privilege."""
-        await access.name_grants(exc, self._dsn, self.config, "daemon")
+        await access.name_grants(exc, self._dsn, self.config, self._kind, walks=True)
 
     def metrics(self) -> Metrics:
         """Tell what the last tick has seen."""

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, TextIO, cast
 import click
 from rich import progress
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from outboxd import log
 from outboxd.backfill_report import explain
-from outboxd.display import aligned, duration, is_terminal
+from outboxd.display import duration, is_terminal, say, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,7 +30,13 @@ if TYPE_CHECKING:
 NO_MODEL = "no [[model]] is configured: there is nothing to backfill"
 LINE_INTERVAL_S = 5.0
 BAR_WIDTH = 20
-WORDS = {"waiting": "waiting for option", "lag": "paused by lag", "budget": "waiting for the rate"}
+COLUMNS_MAX = 1_000
+WORDS = {
+    "waiting": "waiting for option",
+    "lag": "paused by lag",
+    "budget": "waiting for the rate",
+    "unreadable": "not readable",
+}
 _TITLES = (
     "table",
     "version",
@@ -45,19 +52,22 @@ _TITLES = (
 
 
 def show_statuses(found: Sequence[Status]) -> None:
-    """Print a table with bars on a terminal, without them elsewhere; below it, why something does not go on."""
+    """Print a table, with bars on a terminal that is wide enough; below it, why something does not go on."""
     if not found:
-        click.echo(NO_MODEL)
+        say(NO_MODEL)
         return
-    if is_terminal(sys.stdout):
-        Console(highlight=False).print(_picture(found))
+    console = Console(highlight=False)
+    pictures = [_picture(found, has_bars=has_bars) for has_bars in (True, False)] if is_terminal(sys.stdout) else []
+    fitting = next((each for each in pictures if _columns_of(each, console) <= console.width), None)
+    if fitting is not None:
+        console.print(fitting)
     else:
-        click.echo("\n".join(aligned([_TITLES, *map(_cells, found)])))
+        show_table(_TITLES, map(_cells, found))
     if any(status.is_estimate for status in found):
-        click.echo("\n~ is an estimate")
+        say("\n~ is an estimate")
     reasons = [f"{status.table}: {status.explanation}" for status in found if status.explanation]
     if reasons:
-        click.echo("\n" + "\n".join(reasons))
+        say("\n" + "\n".join(reasons))
 
 
 def plan_lines(plan: Plan, rate: int) -> Iterator[str]:
@@ -185,12 +195,18 @@ def _count(rows: int | None, status: Status) -> str:
     return f"~{rows:,}" if status.is_estimate and rows else f"{rows:,}"
 
 
-def _picture(found: Sequence[Status]) -> Table:
+def _columns_of(picture: Table, console: Console) -> int:
+    """Tell how wide a terminal it needs, whatever that of the console is."""
+    return Measurement.get(console, console.options.update(max_width=COLUMNS_MAX), picture).minimum
+
+
+def _picture(found: Sequence[Status], *, has_bars: bool) -> Table:
     """Build the table; what belongs together shares a column, so that it fits into 100 columns."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("table", "version\nof target", "condition", "", "low bound\nhighest id", "done\nleft"):
-        table.add_column(title, overflow="fold")
-    table.add_column("last minute\ntime left", justify="right")
+    bars = [""] if has_bars else []
+    for title in ("table", "version\nof target", "condition", *bars, "low bound\nhighest id", "done\nleft"):
+        table.add_column(title, no_wrap=title != "condition")
+    table.add_column("last minute\ntime left", justify="right", no_wrap=True)
     for status in found:
         name, version, target, condition, low, high, done, left, spent, rest = (Text(cell) for cell in _cells(status))
         newline = Text("\n")
@@ -198,7 +214,7 @@ def _picture(found: Sequence[Status]) -> Table:
             name,
             Text.assemble(version, " of ", target),
             condition,
-            _bar(status),
+            *([_bar(status)] if has_bars else []),
             low + newline + high,
             done + newline + left,
             spent + newline + rest,

@@ -137,7 +137,7 @@ async def plan(backfill: Backfill, walker: Walker, connection: asyncpg.Connectio
         "explanation": explain(backfill, walker),
     }
     step = step_of(walker)
-    if walker.progress.condition == "broken" or step is None:
+    if walker.progress.condition in ("broken", "unreadable") or step is None:
         return Plan(**found)
     walk = await walker.walk()
     renderer = _renderer(walk)
@@ -177,7 +177,7 @@ def explain(backfill: Backfill, walker: Walker) -> str:
     """Say why a walk does not go on; empty when it does, or has nothing more to do."""
     progress, table = walker.progress, walker.table
     match progress.condition:
-        case "broken":
+        case "broken" | "unreadable":
             return progress.error
         case "never":
             return "replication_version is 0"
@@ -260,7 +260,7 @@ def _identity(walker: Walker) -> dict[str, Any]:
 
 async def _known_place(backfill: Backfill, walker: Walker) -> Place:
     """Look where the walk is; that a table which needs no walk any more cannot be looked at is no fault of it."""
-    if walker.progress.condition in ("never", "broken"):
+    if walker.progress.condition in ("never", "broken", "unreadable"):
         return Place()
     if walker.progress.condition == "finished":
         try:

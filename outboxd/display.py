@@ -22,7 +22,7 @@ PROSE_COLUMNS_MIN = 20
 GAP = 2
 
 _PART = re.compile(r"\s?\S+?(?:[./](?=[^\W\d_])|(?=\s|$))")
-_WORD = re.compile(r"\s?\S+")
+_WORD = re.compile(r"(\s*)(\S+)")
 _TO_COPY = re.compile(r"\s*(?:->|GRANT |ALTER |CREATE )|.*: outboxd ")
 
 
@@ -109,13 +109,13 @@ def _drawn(row: Sequence[str], widths: Sequence[int], rights: Sequence[bool]) ->
 def _folded(text: str, width: int, *, more: int = 0) -> list[str]:
     """Return lines that are no wider, folded between words where that can be; the first may be so much wider."""
     lines = [""]
-    for word in _WORD.findall(text):
-        for part in [word] if _width(word.strip()) <= width else _pieces(word, width):
-            longer = lines[-1] + part
+    for space, word in _WORD.findall(text):
+        for number, part in enumerate([word] if _width(word) <= width else _pieces(word, width)):
+            longer = lines[-1] + (part if number else space + part)
             if _width(longer) <= width + more * (len(lines) == 1):
                 lines[-1] = longer
             else:
-                lines.append(part.lstrip())
+                lines.append(part)
     return lines
 
 

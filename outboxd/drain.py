@@ -93,7 +93,7 @@ class Drain:
             await self.drain_shard(lane, turn)
             turn.interrupted = False
         except Exception:  # ours, not a receiver's: one shard must not end the others
-            log.exception("shard.crashed", outbox=lane.outbox.name, shard=turn.claim.shard)
+            log.exception("shard.crashed", outbox=lane.outbox.name, shard=[str(p) for p in turn.claim.shard])
         finally:
             lane.end(turn)
 
@@ -113,7 +113,7 @@ class Drain:
                 turn.unfinished = True
                 return
             turn.unreadable = True
-            shard, hint = turn.claim.shard, exc.hint or None
+            shard, hint = [str(part) for part in turn.claim.shard], exc.hint or None
             log.warning("shard.unreadable", outbox=lane.outbox.name, shard=shard, error=str(exc), hint=hint)
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:

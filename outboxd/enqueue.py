@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import errors, inspection, registry, sql
-from outboxd.choose import choose_outbox, parse_identifier, parse_text
+from outboxd.choose import choose_outbox, choose_scope, parse_identifier, parse_text
 
 if TYPE_CHECKING:
     import asyncpg
@@ -80,17 +80,18 @@ async def _write(
     return await _insert(connection, _render(statement, table), arguments, outbox.name)
 
 
-def find_category(config: Config, name: str, scope: str | None) -> registry.Category:
+def find_category(config: Config, text: str, scope: str | None) -> registry.Category:
     """
-    Find a category, and refuse one that is not of the scope that was named.
+    Find a category by its name or number, and refuse one that is not of the scope that was named.
 
     Raises:
-        UsageError: No such category; names the nearest.
+        UsageError: No such category or scope; names the nearest.
         InvalidOutboxError: The category belongs to another scope.
     """
-    category = registry.build(config, []).category(name)
-    if scope is not None and scope != category.scope:
-        raise errors.InvalidOutboxError(f"category {name} belongs to {category.scope}, not to {scope}")
+    names = {str(category.value): name for name, category in config.categories.items()}
+    category = registry.build(config, []).category(text if text in config.categories else names.get(text, text))
+    if scope is not None and choose_scope(config, scope) != config.scopes[category.scope].value:
+        raise errors.InvalidOutboxError(f"category {category.name} belongs to {category.scope}, not to {scope}")
     return category
 
 

@@ -63,7 +63,13 @@ async def migrate(connection: asyncpg.Connection, config: Config, *, notify: boo
             done += await capture.install(connection, config)
     except inspection.FAILURES as exc:
         raise _explained(exc) from exc
+    except errors.PrivilegeError as exc:
+        exc.hint = _NOT_OWNER
+        raise
     return done
+
+
+_NOT_OWNER = "Migrate as a role that owns the tables: `outboxd check --role owner` names what this one lacks."
 
 
 def _explained(exc: BaseException) -> errors.OutboxdError:
@@ -71,7 +77,7 @@ def _explained(exc: BaseException) -> errors.OutboxdError:
     if isinstance(error, errors.StatementFailed) and error.sqlstate == "55P03":
         error.hint = "A long transaction holds the table. Nothing is half done: run `outboxd migrate` again."
     elif isinstance(error, errors.SchemaError):
-        error.hint = "Migrate as a role that owns the tables: `outboxd check --role owner` names what it lacks."
+        error.hint = _NOT_OWNER
     return error
 
 

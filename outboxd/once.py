@@ -13,7 +13,7 @@ import anyio
 import click
 import msgspec
 
-from outboxd import errors, sentry
+from outboxd import display, errors, sentry
 from outboxd.housekeeping import Housekeeping
 from outboxd.load import Loaded, read_secret, session_dsn
 from outboxd.pipeline import Pipeline
@@ -94,7 +94,7 @@ async def drain_once(
             await _run(pipeline, stopper, max_seconds)
             await stopper.unless_stopping(_tidy(loaded, pipeline))
         elif not quiet:
-            click.echo("another --once on this configuration is running", err=True)
+            display.say("another --once on this configuration is running", err=True)
     finally:
         await pipeline.close()
         await asyncio.to_thread(sentry.flush)
@@ -102,7 +102,7 @@ async def drain_once(
     if json_output:
         click.echo(msgspec.json.encode(summary).decode())
     elif ran and not (quiet and summary.all_went_well):
-        click.echo(summary.text(pipeline.switchboard.switched_off()))
+        display.say(summary.text(pipeline.switchboard.switched_off()))
     for branch in pipeline.branches:
         if branch.error is not None:
             raise branch.error

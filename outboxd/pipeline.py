@@ -84,6 +84,8 @@ class Pipeline:
         self._only = only
         self.branches = [Branch(outbox, self) for outbox in config.outboxes if only is None or only[0] == outbox.name]
         self.remaining_due = 0
+        self.lacking = ""
+        """What the database lacks, so that it could not be opened: a table, a column, a privilege."""
         self._fatal: errors.OutboxdError | None = None
         self._drainers: TaskGroup | None = None
         self.drained = asyncio.Event()
@@ -101,7 +103,12 @@ class Pipeline:
             StoreUnavailable, SchemaError: It may help.
         """
         async with access.naming_grants(self.dsn, self.config, self._kind):
-            await self._open()
+            try:
+                await self._open()
+            except errors.OutboxdError as exc:
+                self.lacking = str(exc) if isinstance(exc, errors.SchemaError) else ""
+                raise
+        self.lacking = ""
 
     async def name_grants(self, exc: errors.OutboxdError) -> None:
         """Name the GRANTs in an error about a privilege."""

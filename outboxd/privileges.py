@@ -26,7 +26,9 @@ _ON_OUTBOX: dict[RoleKind, list[str]] = {
 _ON_OWN_SCHEMA: dict[RoleKind, list[str]] = {"daemon": _ALL, "operator": _ALL, "reader": ["SELECT"]}
 
 
-async def missing_grants(connection: asyncpg.Connection, config: Config, role: str, kind: RoleKind) -> list[str]:
+async def missing_grants(
+    connection: asyncpg.Connection, config: Config, role: str, kind: RoleKind, *, walks: bool = False
+) -> list[str]:
     """
     Return the statements that give a role what it lacks, ready to run; empty when it lacks nothing.
 
@@ -37,6 +39,7 @@ async def missing_grants(connection: asyncpg.Connection, config: Config, role: s
         config: Its `outboxes` and models.
         role: An existing role.
         kind: What the role is for.
+        walks: Whether it also reads the source tables of backfills, as a daemon always does.
 
     Raises:
         asyncpg.PostgresError: As the driver has it.
@@ -47,7 +50,7 @@ async def missing_grants(connection: asyncpg.Connection, config: Config, role: s
     statements: list[str] = []
     for outbox in config.outboxes:
         statements += await search.on_outbox(outbox, kind)
-    if kind == "daemon":
+    if walks or kind == "daemon":
         for model in _models(config):
             statements += await search.on_table(model, ["SELECT"])
     if kind in _ON_OWN_SCHEMA:
@@ -68,6 +71,14 @@ async def missing_on_schema(connection: asyncpg.Connection, config: Config) -> l
 async def _own_search(connection: asyncpg.Connection) -> _Search:
     role = await connection.fetchval("SELECT current_user::text")
     return _Search(connection, role, await _quoted(connection, role))
+
+
+async def is_migrated(connection: asyncpg.Connection, config: Config, kind: RoleKind) -> bool:
+    """Tell whether every outbox is there, and outboxd's own tables for those who need them."""
+    tables = [await find_table(connection, outbox.table) for outbox in config.outboxes]
+    return None not in tables and (
+        kind not in _ON_OWN_SCHEMA or bool(await connection.fetch(_STATEMENTS["schema_tables"], config.schema))
+    )
 
 
 def _models(config: Config) -> list[str]:

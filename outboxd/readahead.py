@@ -106,7 +106,8 @@ class Reader:
 
     def _give_up(self, batch: list[Claimed], exc: errors.OutboxdError) -> None:
         for claim, _ in batch:
-            log.warning("shard.unreadable", outbox=self._lane.outbox.name, shard=claim.shard, error=str(exc))
+            shard = [str(part) for part in claim.shard]
+            log.warning("shard.unreadable", outbox=self._lane.outbox.name, shard=shard, error=str(exc))
             self._scheduler.fail(claim)
 
     async def _read(self, batch: list[Claimed]) -> None:

@@ -23,6 +23,8 @@ def reasons(pipeline: Pipeline) -> list[str]:
     if live.stopping:
         return ["it is stopping"]
     window_s = max(WINDOW_S_MIN, WINDOW_POLLS * live.poll_interval_s)
+    if pipeline.lacking:
+        return [f"it waits: {pipeline.lacking}"]
     if not pipeline.claims.is_open:
         return ["the database cannot be reached, or is not migrated: the claim session is not open"]
     if pipeline.claims.answered_s_ago() > window_s:

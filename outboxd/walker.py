@@ -30,10 +30,13 @@ QUERY_CANCELED = "57014"
 
 _TRY_LOCK, _UNLOCK = (sql.load("backfill.sql")[name] for name in ("try_lock_table", "unlock_table"))
 
-Condition = Literal["never", "finished", "waiting", "walking", "paused", "lag", "budget", "elsewhere", "broken"]
+Condition = Literal[
+    "never", "finished", "waiting", "walking", "paused", "lag", "budget", "elsewhere", "broken", "unreadable"
+]
 """
 What a model's backfill does: it is never backfilled, has finished, waits for an option, walks; or could walk and is
-held back: by a pause, by live traffic, by the budget, by another process that walks the table, by an error.
+held back: by a pause, by live traffic, by the budget, by another process that walks the table, by an error; or it is
+somebody's who only looks, and may not look at its table.
 """
 
 Result = TypeVar("Result")
@@ -76,6 +79,7 @@ class Walker:
         name_grants: Names the GRANTs in an error about a privilege.
         lock_name: What stands for the walk among the locks of the database.
         rate: Messages a minute; 0 pauses every walk.
+        is_reader: Whether the role only looks: then a privilege that it lacks says nothing about the walk.
     """
 
     def __init__(
@@ -90,6 +94,7 @@ class Walker:
         name_grants: Callable[[errors.OutboxdError], Awaitable[None]],
         lock_name: str,
         rate: int,
+        is_reader: bool = False,
     ) -> None:
         self.model = model
         self.table = model.table
@@ -104,6 +109,7 @@ class Walker:
         self._name_grants = name_grants
         self._lock_name = lock_name
         self._rate = rate
+        self._is_reader = is_reader
         self._walk: Walk | None = None
         self._locked_on = 0
         self._failures = 0
@@ -148,7 +154,8 @@ class Walker:
             self.rows_max = max(1, self.rows_max // 4)  # it took too long: others wait, and so would who takes over
         self._failures += 1
         self._retry_at = time.monotonic() + min(RETRY_S_MAX, 2.0**self._failures)
-        self.progress.condition = "broken"
+        is_hidden = self._is_reader and isinstance(exc, errors.PrivilegeError)
+        self.progress.condition = "unreadable" if is_hidden else "broken"
         self.progress.error = f"{exc}. {exc.hint}" if exc.hint else str(exc)
 
     async def observe(self, target: int) -> None:

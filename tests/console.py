@@ -2,9 +2,9 @@
 Documents whose ```console blocks are run: what stands there must be what is printed.
 
 A comment `<!-- state: NAME -->` begins a story: the blocks behind it, up to the next such comment, are typed one after
-another into a database in that state. A line that is only `…` stands for lines that are left out. White space and line
-breaks are not compared, nor is what differs from run to run: times, durations, pids, ports, sizes, warnings that
-are the server's.
+another into a database in that state. A line that is only `…` stands for lines that are left out. Indents and line
+breaks are not compared, nor how wide a gap between columns is, nor what differs from run to run: times, durations,
+pids, ports, sizes, warnings that are the server's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ COLUMNS = 100
 LEFT_OUT = "…"
 _STATE = re.compile(r"<!-- state: ([a-z ]+) -->")
 _ANSWER = re.compile(r"\[y/N\]: (\w+)$", re.MULTILINE)
+_GAP = re.compile(r" {2,}")
 _VARYING = (
     (re.compile(r"\d{4}-\d\d-\d\d[ T]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?: UTC|Z)?"), "TIME"),
     (re.compile(r"\b\d+(?:\.\d)? (?:d|h|min|s)\b(?: \d+ (?:h|min|s)\b)?"), "DURATION"),
@@ -105,11 +106,11 @@ def is_what_stands_there(printed: str, documented: str, names: Mapping[str, str]
 
 def _comparable(text: str) -> str:
     """
-    Take away what varies, and all white space: where a line is folded depends on the length of a pid.
+    Take away what varies, and all white space but gaps: where a line is folded depends on the length of a pid.
 
     Durations are looked for after line breaks have become spaces, because one may be folded.
     """
-    text = " ".join(text.split())
+    text = " ".join(_GAP.sub("|", line.strip()) for line in text.splitlines())
     for pattern, word in _VARYING:
         text = pattern.sub(word, text)
     return text.replace(" ", "")

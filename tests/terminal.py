@@ -8,16 +8,18 @@ import pty
 import re
 import signal
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.processes import ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 TIMEOUT_S = 30.0
 QUESTION = b"[y/N]: "
+CTRL_C = "\x03"
+"""Not typed, but sent as the signal that it becomes."""
 STYLE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 """Colours, and what moves the cursor."""
 
@@ -58,7 +60,7 @@ async def on_terminal(
     os.close(follower)
     # Without the answer it waits for, nothing would ever end it.
     end = asyncio.get_running_loop().call_later(TIMEOUT_S, os.killpg, process.pid, signal.SIGKILL)
-    shown = await asyncio.to_thread(_read_all, leader, f"{answer}\n".encode() if answer else b"")
+    shown = await asyncio.to_thread(_read_all, leader, answer, process.pid)
     code = await process.wait()
     end.cancel()
     os.close(leader)
@@ -66,7 +68,7 @@ async def on_terminal(
     return code, shown
 
 
-def _read_all(leader: int, answer: bytes) -> str:
+def _read_all(leader: int, answer: str, pid: int) -> str:
     found = b""
     while True:
         try:
@@ -77,6 +79,11 @@ def _read_all(leader: int, answer: bytes) -> str:
             break
         found += read
         if answer and found.endswith(QUESTION):
-            os.write(leader, answer)
-            answer = b""
+            if answer == CTRL_C:
+                while b") S " not in Path(f"/proc/{pid}/stat").read_bytes():
+                    pass  # a signal just before the read would be lost in it
+                os.kill(pid, signal.SIGINT)
+            else:
+                os.write(leader, f"{answer}\n".encode())
+            answer = ""
     return found.decode(errors="replace")

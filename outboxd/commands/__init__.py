@@ -8,6 +8,7 @@ A sub-command is a file of this folder with one click command named `command`. I
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib
 import math
@@ -23,7 +24,7 @@ from outboxd import display, errors, suggest
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from outboxd.load import Loaded
 
@@ -89,6 +90,14 @@ class ReaderLeftError(Exception):
     """Whoever read our output has closed it, as `head` does: nothing to report, and no one to report to."""
 
 
+@contextlib.contextmanager
+def _noticing_who_leaves() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError as exc:
+        raise ReaderLeftError from exc
+
+
 class LazyGroup(click.Group):
     """A group that knows its commands by name and imports only the one that is used."""
 
@@ -104,12 +113,15 @@ class LazyGroup(click.Group):
         command: click.Command = module.command
         return command
 
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line, and print --help and --version; a closed pipe is treated as in `invoke`."""
+        with _noticing_who_leaves():
+            return super().make_context(*arguments, **options)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run; click itself would turn a closed pipe into exit code 1, which means something else here."""
-        try:
+        with _noticing_who_leaves():
             return super().invoke(ctx)
-        except BrokenPipeError as exc:
-            raise ReaderLeftError from exc
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
@@ -220,7 +232,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except click.Abort as exc:
-        return INTERRUPTED if isinstance(exc.__cause__, KeyboardInterrupt) else 1
+        return INTERRUPTED if isinstance(exc.__context__, KeyboardInterrupt) else 1  # at a question it has no cause
     return result if isinstance(result, int) else 0
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from outboxd.backfill_report import Plan, Status
     from outboxd.backfill_run import Drainer, Interrupt
     from outboxd.commands import Context
+    from outboxd.privileges import RoleKind
     from outboxd.registry import Registry
     from outboxd.source import Source
     from outboxd.walker import Walker
@@ -168,12 +169,12 @@ def _at_rate(loaded: Loaded, rate: int | None) -> Loaded:
 
 
 async def _statuses(loaded: Loaded) -> list[Status]:
-    async with _opened(loaded) as backfill:
+    async with _opened(loaded, "reader") as backfill:
         return await backfill_report.statuses(backfill)
 
 
 async def _plans(loaded: Loaded, tables: Sequence[str]) -> list[Plan]:
-    async with _opened(loaded) as backfill:
+    async with _opened(loaded, "reader") as backfill:
         _choose(backfill, tables)
         await backfill.look()
         async with session.visit(session_dsn(loaded), name="plan") as connection:
@@ -270,9 +271,9 @@ async def _set(loaded: Loaded, table: str, state: State) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _opened(loaded: Loaded) -> AsyncIterator[Backfill]:
+async def _opened(loaded: Loaded, kind: RoleKind = "daemon") -> AsyncIterator[Backfill]:
     """
-    Open the backfills of a configuration, with options and pauses as they are now.
+    Open the backfills of a configuration, with options and pauses as they are now; *kind* is what will be done.
 
     Raises:
         OutboxdError: With its exit code; nothing is waited for.
@@ -280,11 +281,11 @@ async def _opened(loaded: Loaded) -> AsyncIterator[Backfill]:
     config = loaded.config
     config.require_outboxes()
     dsn = functools.partial(session_dsn, loaded)
-    async with access.naming_grants(dsn, config, "daemon"):
+    async with access.naming_grants(dsn, config, kind):
         await inspection.require_database(dsn(), config)
         switchboard = SwitchBoard(config, dsn)
         backfill = Backfill(
-            config, switchboard, dsn, lambda: read_secret(loaded, "redis_url"), is_stopping=lambda: False
+            config, switchboard, dsn, lambda: read_secret(loaded, "redis_url"), is_stopping=lambda: False, kind=kind
         )
         try:
             await switchboard.refresh()

@@ -126,7 +126,12 @@ def retry(loaded: Loaded, selection: Selection, yes: bool) -> int:
 
     Exit code 1 when one stays: its id is taken in the outbox, or its outbox is not configured.
     """
-    return asyncio.run(_retry(loaded, selection, yes=yes or len(selection.ids) == 1))
+    counted = asyncio.run(_count(loaded, selection))
+    configured = {outbox.name for outbox in loaded.config.outboxes}
+    movable = {name: count for name, count in counted.by_outbox.items() if name in configured}
+    if movable and not yes and len(selection.ids) != 1:
+        shared.ask(f"Put back {_in_words(movable)}?")
+    return asyncio.run(_retry(loaded, selection, counted))
 
 
 @command.command()
@@ -138,7 +143,10 @@ def purge(loaded: Loaded, selection: Selection, yes: bool) -> int:
     By their ids, or all that the options select. Asks first. Can be interrupted, and run again. The daemon does it by
     itself after [dead_letter] keep_days.
     """
-    return asyncio.run(_purge(loaded, selection, yes=yes))
+    counted = asyncio.run(_count(loaded, selection))
+    if counted.total and not yes:
+        shared.ask(f"Delete {_in_words(counted.by_outbox)} for good?")
+    return asyncio.run(_purge(loaded, selection, counted))
 
 
 def _selection(config: Config, options: Mapping[str, str | None], ids: tuple[int, ...] = ()) -> Selection:
@@ -197,14 +205,10 @@ async def _fetch_text(loaded: Loaded, asked: query.Query) -> str | None:
         return texts[0] if texts else None
 
 
-async def _retry(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
+async def _retry(loaded: Loaded, selection: Selection, counted: Counted) -> int:
+    configured = {outbox.name: outbox for outbox in loaded.config.outboxes}
+    outboxes = [configured[name] for name in counted.by_outbox if name in configured]
     async with access.opened(loaded, "operator", name="letters") as connection:
-        counted = await _count(connection, loaded.config, selection)
-        configured = {outbox.name: outbox for outbox in loaded.config.outboxes}
-        outboxes = [configured[name] for name in counted.by_outbox if name in configured]
-        if outboxes and not yes:
-            wanted = {outbox.name: counted.by_outbox[outbox.name] for outbox in outboxes}
-            shared.ask(f"Put back {_in_words(wanted)}?")
         stayed = sum([await _retry_in(connection, loaded.config, o, selection, counted) for o in outboxes])
     for name in counted.by_outbox.keys() - configured.keys():
         display.say(f"outbox {name}: {_many(counted.by_outbox[name])} stay: {_why_not(loaded.config, name)}", err=True)
@@ -232,11 +236,8 @@ async def _retry_in(
     return tally.stayed
 
 
-async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
+async def _purge(loaded: Loaded, selection: Selection, counted: Counted) -> int:
     async with access.opened(loaded, "operator", name="letters") as connection:
-        counted = await _count(connection, loaded.config, selection)
-        if counted.total and not yes:
-            shared.ask(f"Delete {_in_words(counted.by_outbox)} for good?")
         tally = Tally()
         try:
             if counted.total:
@@ -246,10 +247,12 @@ async def _purge(loaded: Loaded, selection: Selection, *, yes: bool) -> int:
     return 0
 
 
-async def _count(connection: asyncpg.Connection, config: Config, selection: Selection) -> Counted:
-    if selection.ids:
-        await dead_letters.require_ids(connection, config, selection.ids)
-    return await dead_letters.count(connection, config, selection)
+async def _count(loaded: Loaded, selection: Selection) -> Counted:
+    """Count on a connection of its own: nobody is asked while one is open, nor where an event loop takes Ctrl-C."""
+    async with access.opened(loaded, "operator", name="letters") as connection:
+        if selection.ids:
+            await dead_letters.require_ids(connection, loaded.config, selection.ids)
+        return await dead_letters.count(connection, loaded.config, selection)
 
 
 def _in_words(by_outbox: dict[str, int]) -> str:
@@ -274,8 +277,7 @@ def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
     titles = ["id", "buried (UTC)", *(["outbox"] if several else []), "shard", "category", "object", "tries", "reason"]
     cells = [_cells(row, several=several) for row in found]
     display.show_table(titles, cells, right=("id", "tries"), folds=("reason",))
-    if len(found) == limit:
-        display.say(f"the newest {limit}: --limit shows more", err=True)
+    shared.note_limit(found, limit, "newest")
 
 
 def _cells(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -50,10 +50,11 @@ def command(
     chosen = choose.choose_outbox(loaded.config, outbox, region)
     asked = drain_one.Asked(chosen, choose.choose_scope(loaded.config, scope), shard, region)
     shared.note_unknown(loaded.config, scope=asked.scope)
-    return main.run_to_the_end(_drain(loaded, main.build_registry(loaded), asked, as_json=as_json))
+    built = main.build_registry(loaded)
+    return main.run_to_the_end(_drain(loaded, built, asked, as_json=as_json, is_named=outbox is not None))
 
 
-async def _drain(loaded: Loaded, built: Registry, asked: Asked, *, as_json: bool) -> int:
+async def _drain(loaded: Loaded, built: Registry, asked: Asked, *, as_json: bool, is_named: bool) -> int:
     from outboxd import drain_one
 
     result = await drain_one.drain_one(loaded, built, asked)
@@ -61,6 +62,8 @@ async def _drain(loaded: Loaded, built: Registry, asked: Asked, *, as_json: bool
         shared.echo_json(result)
     else:
         display.show_lines(_lines(result))
+    if not result.messages:
+        shared.note_elsewhere(loaded.config, asked.outbox, asked.outbox.name if is_named else None, asked.region)
     return result.exit_code
 
 

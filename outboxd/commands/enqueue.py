@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 @click.option("--headers", metavar="JSON", help="A JSON object, such as a traceparent; - and @FILE too.")
 @click.option("--region", metavar="NAME", help="Region, for an outbox that shards by region.")
 @click.option("--outbox", metavar="NAME", help="Outbox; needed when more than one fits.")
-@click.option("--scope", metavar="NAME", help="Refuse unless the category belongs to this scope.")
+@click.option("--scope", metavar="SCOPE", help="Refuse unless the category belongs to this scope.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document instead of the bare id.")
 @click.pass_obj
 def command(
@@ -38,7 +38,7 @@ def command(
     as_json: bool,
     **names: Any,
 ) -> None:
-    """Write one message and print its id. It is due at once."""
+    """Write one message and print its id. It is due at once. CATEGORY is a name or a number."""
     loaded = context.load()
     new = enqueue.NewMessage(
         category=category,

@@ -65,7 +65,9 @@ def command(
     if as_json:
         shared.echo_json(rows)
     else:
-        where = f"in shard {shard} of {scope}, outbox {chosen.name}"
+        names = {each.value: name for name, each in config.scopes.items()}
+        where = f"in shard {shard} of {names.get(number, number)}, outbox {chosen.name}"
         diagnosis_display.show_messages(rows, now, where, of_object=False)
+        shared.note_limit(rows, limit, "newest")
     if not rows:
         shared.note_elsewhere(config, chosen, outbox, region)

@@ -120,8 +120,8 @@ async def _make_due(
         wanted = acts.Wanted(categories=categories, shard=shard, accepts=target.covers)
         retry = acts.Retry(connection, config, outboxes, wanted)
         await retry.run()
-        done = f"{shared.made_due(retry.messages, retry.shards)} that had failed"
-        display.say(done if retry.shards or retry.problems else "nothing had failed")
+        if retry.seen or not retry.problems:
+            display.say(f"{shared.made_due(retry)} that had failed" if retry.seen else "nothing had failed")
         shared.echo_problems(retry.problems)
         problems += retry.problems
     return problems

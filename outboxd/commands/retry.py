@@ -61,13 +61,19 @@ def command(
     if all_stuck:
         if scope is not None or region is not None:
             raise errors.UsageError("--all-stuck goes with --category and --outbox only")
-        return asyncio.run(_retry_stuck(loaded, _outboxes(config, outbox), categories, yes=yes))
+        outboxes = _outboxes(config, outbox)
+        if not yes and (found := asyncio.run(_count_stuck(loaded, outboxes, categories))):
+            shared.ask(f"Make {display.counted(found, 'shard')} in backoff due now?")
+        return asyncio.run(_retry_stuck(loaded, outboxes, categories))
     if scope is None or shard is None:
         raise errors.UsageError("which shard?", hint="Name SCOPE and SHARD, or --all-stuck.")
     chosen = choose.choose_outbox(config, outbox, region)
     number = choose.choose_scope(config, scope)
     shared.note_unknown(config, scope=number)
-    return asyncio.run(_retry_one(loaded, chosen, number, shard, region, categories))
+    code = asyncio.run(_retry_one(loaded, chosen, number, shard, region, categories))
+    if code == NOTHING_THERE:
+        shared.note_elsewhere(config, chosen, outbox, region)
+    return code
 
 
 async def _retry_one(
@@ -85,31 +91,39 @@ async def _retry_one(
         if not await acts.has_messages(connection, config, one):
             display.say(f"shard {one.name(config)} has no messages", err=True)
             return NOTHING_THERE
-        moved = await acts.make_due(connection, config, [one], categories)
+        moved = (await acts.make_due(connection, config, [one], categories)).messages
         still_off = await _StillOff.read(connection, config, categories)
         await still_off.add([one])
     done = f"made due: {display.counted(moved, 'message')} of shard {one.name(config)}"
-    display.say(done if moved else "nothing was moved: none of the shard's first messages waits for a later time")
+    which = "" if categories is None else " of that category"
+    nothing = f"nothing was moved: among the shard's first messages none{which} waits for a later time"
+    display.say(done if moved else nothing)
     still_off.show()
     return 0
 
 
-async def _retry_stuck(loaded: Loaded, outboxes: Sequence[OutboxConfig], categories: Categories, *, yes: bool) -> int:
+async def _count_stuck(loaded: Loaded, outboxes: Sequence[OutboxConfig], categories: Categories) -> int:
+    """Count on a connection of its own: nobody is asked while one is open, nor where an event loop takes Ctrl-C."""
+    async with access.opened(loaded, "operator", name="retry") as connection:
+        return await acts.Retry(connection, loaded.config, outboxes, acts.Wanted(categories=categories)).count()
+
+
+async def _retry_stuck(loaded: Loaded, outboxes: Sequence[OutboxConfig], categories: Categories) -> int:
     config = loaded.config
     async with access.opened(loaded, "operator", name="retry") as connection:
         retry = acts.Retry(connection, config, outboxes, acts.Wanted(categories=categories))
-        if not yes and (found := await retry.count()):
-            shared.ask(f"Make {display.counted(found, 'shard')} in backoff due now?")
         still_off = await _StillOff.read(connection, config, categories)
         try:
             await retry.run(still_off.add)
         finally:  # also when interrupted: each page is committed
-            done = shared.made_due(retry.messages, retry.shards)
-            display.say(done if retry.shards or retry.problems else "no shard is in backoff")
+            if retry.seen:
+                display.say(shared.made_due(retry))
             still_off.show()
         shared.echo_problems(retry.problems[1:])
         if retry.problems:
             raise retry.problems[0]
+    if not retry.seen:
+        display.say("no shard is in backoff")
     return 0
 
 

@@ -54,7 +54,8 @@ def command(
     loaded = context.load()
     outboxes = choose.choose_outboxes(loaded.config, outbox, region)
     ask = diagnosis.stuck if stuck else diagnosis.shards
-    query = ask(loaded.config, outboxes, limit=limit or (STUCK if stuck else SHARDS), region=region)
+    limit = limit or (STUCK if stuck else SHARDS)
+    query = ask(loaded.config, outboxes, limit=limit, region=region)
     if as_sql:
         shared.echo_sql(query.for_psql())
         return
@@ -65,8 +66,10 @@ def command(
         shared.echo_json(rows)
     elif stuck:
         diagnosis_display.show_stuck(rows, now)
+        shared.note_limit(rows, limit, "first")
     else:
         diagnosis_display.show_shards(rows, off, now)
+        shared.note_limit(rows, limit, "deepest")
 
 
 async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str, bool]:

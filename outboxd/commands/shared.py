@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -12,6 +12,7 @@ from outboxd import choose, contract, display, errors
 from outboxd.switching import By, account
 
 if TYPE_CHECKING:
+    from outboxd.acts import Retry
     from outboxd.config import Config, OutboxConfig
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -97,10 +98,17 @@ def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, 
         display.show_lines([f"note: only outbox {looked_at.name} was looked at; {where}"], err=True)
 
 
-def made_due(moved: int, shards: int) -> str:
-    """Say what `retry` and `resume --now` have done with so many shards."""
-    where = f"in {display.counted(shards, 'shard')}"
-    return f"made due: {display.counted(moved, 'message')} {where}" if moved else f"nothing was waiting {where}"
+def note_limit(shown: Sequence[object], limit: int, which: str) -> None:
+    """Say of a list that is full that it may go on; *which* it shows: the `newest`, say."""
+    if len(shown) == limit:
+        display.say(f"the {which} {limit}: there may be more (--limit)", err=True)
+
+
+def made_due(retry: Retry) -> str:
+    """Say what `retry` and `resume --now` have done."""
+    if not retry.messages:
+        return f"nothing was waiting in {display.counted(retry.seen, 'shard')}"
+    return f"made due: {display.counted(retry.messages, 'message')} in {display.counted(retry.shards, 'shard')}"
 
 
 def refuse_both(*, as_json: bool, as_sql: bool) -> None:

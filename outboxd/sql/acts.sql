@@ -7,7 +7,7 @@
 -- $2 int4          messages of a shard at most, as in prepare_next_from_shard; and objects that failed behind them
 -- $3 int4[]        only objects of these categories; null: every one
 -- $4 ...           the shards, one array a column
--- returns          how many messages were made due
+-- returns          how many messages were made due, and in how many shards
 -- locks            these messages, until commit
 -- index            (<sharding columns>, id); primary key of outboxd.failure; primary key
 WITH wanted AS (
@@ -55,9 +55,9 @@ moved AS (
             ELSE o.scheduled_for - o.scheduled_from
         END
     WHERE o.ctid = ANY (ARRAY(SELECT address FROM wanted))
-    RETURNING 1
+    RETURNING {shard:o}
 )
-SELECT count(*) AS moved FROM moved
+SELECT count(*) AS messages, count(DISTINCT ROW({shard})) AS shards FROM moved
 
 -- name: has_messages
 -- Whether anything waits in a shard.

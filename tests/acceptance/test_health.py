@@ -428,7 +428,7 @@ async def test_health_says_why_it_is_not_ready_though_it_lives(bare: Installatio
 
         code, text, _ = await health(bare, address)
         assert code == 1
-        assert re.fullmatch(r"not ready\n  the database cannot be reached, or is not migrated.*\n", text)
+        assert re.fullmatch(r"not ready\n  it waits: .*schema outboxd.*\n", text)
         code, document, _ = await health(bare, address, "--json")
         assert (code, json.loads(document)["healthy"]) == (1, False)
         assert (await health(bare, address, "--live"))[:2] == (0, "alive\n")

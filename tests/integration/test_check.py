@@ -329,10 +329,22 @@ class TestPrivileges:
         errors_found = of_level(findings, "error")
         assert code == 78
         assert any("out of reach" in text for text in errors_found)
+        hidden = next(remedy for text, remedy in errors_found.items() if text.startswith("schema"))
+        assert hidden.startswith(("GRANT USAGE", "GRANT SELECT"))
+        refused = await run("migrate", config=config)
+        assert "check --role owner" in refused.stderr
         grants = next(remedy for text, remedy in errors_found.items() if text.startswith("privileges"))
         await connection.execute(grants)
         code, findings = await check(config)
         assert (code, of_level(findings, "error")) == (0, {})
+
+    async def test_what_is_not_there_yet_is_not_said_to_be_granted(
+        self, database: str, tmp_path: Path, role: str
+    ) -> None:
+        config = write_configuration(tmp_path, database)
+        _, findings = await check(config, "--as", role)
+        assert not any("privileges" in text for text in of_level(findings, "ok"))
+        assert any("shows when all is migrated" in text for text in of_level(findings, "info"))
 
     async def test_an_unknown_role(self, database: str, tmp_path: Path) -> None:
         config = write_configuration(tmp_path, database)

@@ -60,6 +60,12 @@ class TestWrite:
         assert json.loads(row["headers"]) == {"traceparent": "00-1"}
         assert row["is_due"]
 
+    async def test_category_and_scope_go_by_number_too(self, connection: asyncpg.Connection) -> None:
+        config = configuration()
+        await migrate(connection, config)
+        await enqueue(connection, config, message(category="3", scope="0"))
+        assert await connection.fetchval("SELECT category FROM outbox") == 3
+
     async def test_without_payload_it_is_sql_null(self, connection: asyncpg.Connection) -> None:
         config = configuration()
         await migrate(connection, config)
@@ -110,6 +116,8 @@ class TestRefuse:
         ("values", "words"),
         [
             ({"category": "MEMBER_UPDAT"}, "unknown category MEMBER_UPDAT, did you mean MEMBER_UPDATE?"),
+            ({"category": "999"}, "unknown category 999"),
+            ({"scope": "USER_SCOP"}, "there is no scope USER_SCOP, did you mean USER_SCOPE?"),
             ({"scope": "USER_SCOPE"}, "MEMBER_UPDATE belongs to ORGANIZATION_SCOPE, not to USER_SCOPE"),
             ({"outbox": "control"}, "--region is missing"),
             ({"outbox": "region", "region": "us"}, "--region does not apply"),

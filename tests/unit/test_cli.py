@@ -254,6 +254,19 @@ def test_a_reader_that_leaves_early_causes_no_noise(tmp_path: Path) -> None:
     assert noise == ""
 
 
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_who_reads_no_help_causes_none_either(option: str) -> None:
+    """Like `outboxd --help | true`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "outboxd", option], stdout=writing, stderr=subprocess.PIPE, env=ENVIRON, check=False
+    )
+    os.close(writing)
+
+    assert (done.returncode, done.stderr) == (commands.BROKEN_PIPE, b"")
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is Linux's")
 @pytest.mark.parametrize("arguments", [("catalog", "--json"), ("--help",)], ids=" ".join)
 def test_output_that_cannot_be_written_is_an_error_and_no_traceback(tmp_path: Path, arguments: tuple[str, ...]) -> None:

@@ -27,6 +27,7 @@ NAMES = {"/tmp/x1": "/etc/outboxd", " on vm": " on host-1"}
         ("in 39\n    min\n", "in 40 min\n"),
         ("one\ntwo\nthree\nfour\n", "one\n…\nfour\n"),
         ("one\n", "one\n…\n"),
+        ("pid 12     3  x\n", "pid 4711  3    x\n"),
         ("in /tmp/x1/outboxd.toml\n", "in /etc/outboxd/outboxd.toml\n"),
     ],
 )
@@ -43,6 +44,7 @@ def test_what_differs_from_run_to_run_may_differ(printed: str, documented: str) 
         ("one\ntwo\nthree\n", "one\n…\ntwo\n"),
         ("two\none\n", "one\n…\ntwo\n"),
         ("pause 1 by ada\n", "pause 2 by ada\n"),
+        ("reason: x\n", "reason:  x\n"),
         ("until 2026-11-22 09:35:42 UTC\n", "without end\n"),
         ("", "…\none\n"),
     ],

@@ -95,14 +95,14 @@ class Here:
         assert "Traceback" not in done.stderr
         return done
 
-    async def json(self, *arguments: str, code: int = 0) -> list[dict[str, Any]]:
-        done = await self.run(*arguments, "--json")
+    async def json(self, *arguments: str, code: int = 0, **options: Any) -> list[dict[str, Any]]:
+        done = await self.run(*arguments, "--json", **options)
         assert done.returncode == code, done.stderr
         document: list[dict[str, Any]] = json.loads(done.stdout)
         return document
 
-    async def one(self, *arguments: str, code: int = 0) -> dict[str, Any]:
-        (only,) = await self.json(*arguments, code=code)
+    async def one(self, *arguments: str, code: int = 0, **options: Any) -> dict[str, Any]:
+        (only,) = await self.json(*arguments, code=code, **options)
         return only
 
 

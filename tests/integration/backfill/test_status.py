@@ -10,6 +10,7 @@ import pytest
 import redis.asyncio
 
 from outboxd.backfill_report import ROWS_COUNTED_MAX
+from tests import terminal
 from tests.integration.backfill.commands import (
     MEMBER,
     REGIONS_OPTION,
@@ -19,6 +20,7 @@ from tests.integration.backfill.commands import (
     pause,
     set_watermark,
 )
+from tests.integration.operate.roles import reading_role
 from tests.walks import (
     create_members,
     set_option,
@@ -166,6 +168,21 @@ class TestStatus:
         assert lines[0].split()[:4] == ["table", "version", "target", "condition"]
         assert re.search(r"^nothing: model nothing: there is no such table", shown.stdout, re.MULTILINE)
 
+    @pytest.mark.parametrize("verb", ["status", "plan"])
+    async def test_who_may_not_read_the_table_is_told_so_and_the_walk_is_not_called_broken(
+        self, here: Here, connection: asyncpg.Connection, verb: str
+    ) -> None:
+        await create_members(connection, 5)
+        async with reading_role(connection, here.dsn, "outbox", "control_outbox", "uuid_outbox") as dsn:
+            found = await here.one(verb, env={"OUTBOX_DSN": dsn})
+            shown = await here.run(verb, env={"OUTBOX_DSN": dsn})
+            assert found["condition"] == "unreadable"
+            assert "not readable" in shown.stdout
+            [grant] = re.findall(r"GRANT [^;]*;", found["explanation"])
+            assert grant.startswith("GRANT SELECT ON public.organizationmember TO ")
+            await connection.execute(grant)
+            assert (await here.one(verb, env={"OUTBOX_DSN": dsn}))["condition"] == "ready"
+
     async def test_a_finished_table_may_be_gone(self, here: Here, connection: asyncpg.Connection) -> None:
         await set_watermark(connection, "0", 2)
 
@@ -216,6 +233,18 @@ class TestStatus:
 
         assert "━" in shown
         assert "organizationmember" in shown
+
+    @pytest.mark.parametrize(("columns", "line"), [(80, "organizationmember  1 of 1 "), (40, "low bound: 11")])
+    async def test_what_does_not_fit_goes_without_bars_or_becomes_paragraphs(
+        self, here: Here, connection: asyncpg.Connection, columns: int, line: str
+    ) -> None:
+        await create_members(connection, 25)
+        await set_watermark(connection, "11", 1)
+
+        shown = await terminal.run(here.file, "backfill", "status", columns=columns)
+
+        assert "━" not in shown
+        assert line in shown
 
     async def test_without_models_there_is_nothing_to_show(self, here: Here) -> None:
         here.file.write_text(here.file.read_text().partition("[[model]]")[0])

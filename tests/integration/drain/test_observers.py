@@ -6,14 +6,17 @@ import gc
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import structlog.testing
 
+from outboxd import errors
+from outboxd.drain import Drain
 from outboxd.meter import Meter
+from outboxd.readahead import Reader
 from tests.drains import Recorder, configure, draining, failures, remaining, until, until_empty, write
 
 if TYPE_CHECKING:
     import asyncpg
-    import pytest
 
     from outboxd.model import Message
 
@@ -40,6 +43,35 @@ async def test_a_report_that_raises_leaves_the_failure_a_failure(database: str, 
     assert "broken" in failure["last_error"]
     assert "failure.unreported" in events(logs)
     assert "shard.crashed" not in events(logs)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "error", "event"),
+    [
+        (Drain, "_drain", errors.StatementFailed("torn"), "shard.unreadable"),
+        (Drain, "_drain", ZeroDivisionError(), "shard.crashed"),
+        (Reader, "_read", errors.StatementFailed("torn", sqlstate="XX001"), "shard.unreadable"),
+    ],
+)
+async def test_a_shard_is_logged_as_texts(
+    database: str,
+    connection: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    method: str,
+    error: Exception,
+    event: str,
+) -> None:
+    async def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(owner, method, fail)
+    await write(connection)
+    with structlog.testing.capture_logs() as logs:
+        async with draining(database, Recorder()):
+            await until(lambda: event in events(logs))
+
+    assert next(log["shard"] for log in logs if log["event"] == event) == ["0", "1"]
 
 
 async def test_a_meter_that_raises_does_not_end_the_drain(

@@ -132,6 +132,15 @@ ACTING = [
     Typed("resume --backfill account"),
     Typed("backfill run"),
 ]
+ASKING = [
+    "retry --all-stuck",
+    "resume --all",
+    "bury 2 3 --outbox region --reason both",
+    "dead-letters retry --all",
+    "dead-letters purge --all",
+    "backfill rewind account",
+    "backfill skip account",
+]
 ELSEWHERE = {"demo"}
 """It has a database of its own: `tests/acceptance/test_demo.py` types it."""
 _EVENT = re.compile(r"^\d{4}-\d\d-\d\dT[^\n]*\n?", re.MULTILINE)
@@ -205,6 +214,10 @@ async def test_what_looks_on_a_terminal(file: Path, columns: int) -> None:
     await all_of(LOOKING, lambda typed: on_terminal(file, typed, columns))
 
 
+async def test_what_a_run_sums_up_on_a_narrow_terminal(file: Path) -> None:
+    await on_terminal(file, Typed("--once"), NARROW)
+
+
 async def test_what_looks_prints_json_where_that_is_offered(file: Path) -> None:
     offered = [typed for typed in LOOKING if offers_json(typed) and typed.line != "pause --category AUDIT"]
     assert {typed.name for typed in offered} >= {"shards", "explain", "doctor", "pause", "backfill status"}
@@ -219,3 +232,12 @@ async def test_what_acts_on_a_narrow_terminal(file: Path) -> None:
                 await into_pipe(file, typed)
             else:
                 await on_terminal(file, typed, NARROW)
+
+
+@pytest.mark.parametrize(("answer", "code", "said"), [("n", 1, "nothing was changed"), (terminal.CTRL_C, 130, "")])
+async def test_who_is_asked_may_say_no_or_leave(file: Path, answer: str, code: int, said: str) -> None:
+    async def ends(typed: Typed) -> None:
+        ended, shown = await terminal.ended(file, *typed.words, answer=typed.answer)
+        assert (ended, shown.partition("[y/N]:")[2].strip().removeprefix(answer).strip()) == (code, said), shown
+
+    await all_of([Typed(line, code, answer) for line in ASKING], ends)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from outboxd import claims, readiness
+from outboxd import claims, errors, readiness
 from outboxd.options import Switches
 from outboxd.pipeline import Pipeline
 from outboxd.readiness import reasons
@@ -66,6 +66,24 @@ async def test_before_the_database_was_reached_it_says_so(database: str) -> None
     pipeline = Pipeline(config, build(config, Recorder()), lambda: database)
 
     assert not_ready(pipeline, "the database cannot be reached", "not migrated")
+
+
+async def test_what_the_database_lacks_is_named_until_it_is_there(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    config = configure()
+    pipeline = Pipeline(config, build(config, Recorder()), lambda: database)
+    await connection.execute("ALTER TABLE outboxd.pause RENAME TO away")
+    with pytest.raises(errors.SchemaError):
+        await pipeline.open()
+    assert not_ready(pipeline, "it waits", "outboxd.pause")
+
+    await connection.execute("ALTER TABLE outboxd.away RENAME TO pause")
+    await pipeline.open()
+    try:
+        assert not_ready(pipeline, "has not been found fit")
+    finally:
+        await pipeline.close()
 
 
 async def test_an_outbox_that_was_never_looked_at_is_not_ready_just_after_boot(

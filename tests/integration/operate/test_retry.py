@@ -26,6 +26,7 @@ from tests.drains import (
     write_many,
 )
 from tests.integration.drain.test_statements import outbox_of, problems
+from tests.integration.operate.roles import reading_role
 from tests.processes import run
 
 if TYPE_CHECKING:
@@ -296,7 +297,7 @@ async def test_a_deadlock_with_a_drain_is_tried_again(
     await drain_once(database, Recorder(failing()))
     retry_page, met = acts._retry_page, iter(range(deadlocks))
 
-    async def deadlocked(*arguments: Any) -> int:
+    async def deadlocked(*arguments: Any) -> acts.Moved:
         if next(met, None) is not None:
             raise errors.StatementFailed("deadlock detected", sqlstate="40P01")
         return await retry_page(*arguments)
@@ -347,7 +348,9 @@ async def test_one_shard(here: Here, database: str, connection: asyncpg.Connecti
     assert done.stdout == "made due: 2 messages of shard ORGANIZATION_SCOPE 2 of outbox region\n"
     assert len(await due(connection)) == 2
     again = await here.run("retry", scope, "2", "--outbox", "region")
-    assert again.stdout == "nothing was moved: none of the shard's first messages waits for a later time\n"
+    assert again.stdout == "nothing was moved: among the shard's first messages none waits for a later time\n"
+    other = await here.run("retry", scope, "1", "--outbox", "region", "--category", "TEAM")
+    assert "among the shard's first messages none of that category waits" in other.stdout
 
 
 async def test_one_shard_of_a_region(here: Here, database: str, connection: asyncpg.Connection) -> None:
@@ -398,6 +401,28 @@ async def test_what_is_due_already_is_not_made_due(trouble: Trouble) -> None:
     done = await run("retry", "--all-stuck", "--outbox", "control", "--yes", config=trouble.file)
 
     assert (done.returncode, done.stdout) == (0, "nothing was waiting in 1 shard\n")
+
+
+async def test_shards_of_which_nothing_was_moved_are_not_counted(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    await stuck(database, connection)
+    await connection.execute("UPDATE outbox SET scheduled_for = now() WHERE shard_identifier < 3")
+
+    done = await here.run("retry", "--all-stuck", "--yes")
+
+    assert done.stdout == "made due: 4 messages in 3 shards\n"
+
+
+async def test_who_may_not_is_not_told_that_there_was_nothing_to_do(
+    here: Here, database: str, connection: asyncpg.Connection
+) -> None:
+    await stuck(database, connection)
+    async with reading_role(connection, database, "outbox", "control_outbox") as its_dsn:
+        here.configure(dsn=its_dsn)
+        error = await here.refused("retry", "--all-stuck", "--yes", code=78)
+
+    assert "permission denied for table outbox" in error
 
 
 async def test_what_is_still_off_is_named(here: Here, database: str, connection: asyncpg.Connection) -> None:
