@@ -44,7 +44,7 @@ def tracer() -> Tracer | None:
 
 
 def links_of(texts: Iterable[str]) -> list[Link]:
-    """Return a link to each trace that the headers of messages, JSON texts, name; those that name none are passed over."""
+    """Return a link to each trace that headers (JSON texts) name; those that name none are passed over."""
     from opentelemetry import trace
     from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
