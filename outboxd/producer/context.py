@@ -82,12 +82,12 @@ class OutboxContext:
     def __enter__(self) -> SyncOutbox:
         """Begin, on a connection that blocks."""
         self._refuse_unless(is_sync=True)
-        _at_once(self._enter())
+        at_once(self._enter())
         return SyncOutbox(self)
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, _: TracebackType | None) -> None:
         """Commit and flush; after an error roll back."""
-        _at_once(self._exit(kind))
+        at_once(self._exit(kind))
 
     def _refuse_unless(self, *, is_sync: bool) -> None:
         if self._transaction is not None and self._transaction.is_sync != is_sync:
@@ -295,7 +295,7 @@ class SyncOutbox:
         outbox: str | None = None,
     ) -> int:
         """Write one message in the transaction; see `OutboxContext.save`."""
-        return _at_once(
+        return at_once(
             self._context.save(
                 category,
                 shard_identifier=shard_identifier,
@@ -309,14 +309,14 @@ class SyncOutbox:
 
     def save_many(self, messages: Iterable[NewMessage]) -> list[int]:
         """Write messages in the transaction; see `OutboxContext.save_many`."""
-        return _at_once(self._context.save_many(messages))
+        return at_once(self._context.save_many(messages))
 
     def delivered(self, timeout_s: float) -> None:
         """Wait until what was written here is gone from the outbox; see `OutboxContext.delivered`."""
-        _at_once(self._context.delivered(timeout_s))
+        at_once(self._context.delivered(timeout_s))
 
 
-def _at_once(work: Coroutine[Any, Any, Result]) -> Result:
+def at_once(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine that never suspends, because its connection blocks instead."""
     try:
         work.send(None)

@@ -59,7 +59,7 @@ def blocks(language: str) -> list[str]:
 
 async def execute(text: str, names: dict[str, Any]) -> None:
     body = f"async def block():\n{textwrap.indent(text, '    ')}    globals().update(locals())\n"
-    exec(compile(ast.parse(body), "docs/producers.md", "exec"), names)
+    exec(compile(ast.parse(body), "docs/producers.md", "exec", dont_inherit=True), names)
     await names["block"]()
 
 

@@ -75,7 +75,7 @@ class Blocking(Driver):
     is_async = False
 
 
-def _sqlalchemy_dsn(dsn: str, driver: str) -> str:
+def sqlalchemy_dsn(dsn: str, driver: str) -> str:
     parts = urlsplit(dsn)
     query = dict(parse_qsl(parts.query))
     if driver == "asyncpg":
@@ -104,7 +104,7 @@ async def of_psycopg(dsn: str, *, autocommit: bool = False) -> AsyncIterator[Dri
 
 @contextlib.asynccontextmanager
 async def of_async_session(dsn: str) -> AsyncIterator[Driver]:
-    engine = create_async_engine(_sqlalchemy_dsn(dsn, "asyncpg"))
+    engine = create_async_engine(sqlalchemy_dsn(dsn, "asyncpg"))
     async with AsyncSession(engine) as session:
         yield Driver(session, lambda target, statement: target.execute(sqlalchemy.text(statement)))
     await engine.dispose()
@@ -112,7 +112,7 @@ async def of_async_session(dsn: str) -> AsyncIterator[Driver]:
 
 @contextlib.asynccontextmanager
 async def of_async_connection(dsn: str) -> AsyncIterator[Driver]:
-    engine = create_async_engine(_sqlalchemy_dsn(dsn, "psycopg"))
+    engine = create_async_engine(sqlalchemy_dsn(dsn, "psycopg"))
     async with engine.connect() as connection:
         yield Driver(connection, lambda target, statement: target.execute(sqlalchemy.text(statement)))
     await engine.dispose()
@@ -120,7 +120,7 @@ async def of_async_connection(dsn: str) -> AsyncIterator[Driver]:
 
 @contextlib.asynccontextmanager
 async def of_session(dsn: str) -> AsyncIterator[Driver]:
-    engine = sqlalchemy.create_engine(_sqlalchemy_dsn(dsn, "psycopg"))
+    engine = sqlalchemy.create_engine(sqlalchemy_dsn(dsn, "psycopg"))
     with Session(engine) as session:
         yield Blocking(session, lambda target, statement: target.execute(sqlalchemy.text(statement)))
     engine.dispose()
@@ -128,7 +128,7 @@ async def of_session(dsn: str) -> AsyncIterator[Driver]:
 
 @contextlib.asynccontextmanager
 async def of_connection(dsn: str) -> AsyncIterator[Driver]:
-    engine = sqlalchemy.create_engine(_sqlalchemy_dsn(dsn, "psycopg"))
+    engine = sqlalchemy.create_engine(sqlalchemy_dsn(dsn, "psycopg"))
     with engine.connect() as connection:
         yield Blocking(connection, lambda target, statement: target.execute(sqlalchemy.text(statement)))
     engine.dispose()

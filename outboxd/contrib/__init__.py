@@ -1,0 +1,1 @@
+"""What joins outboxd with frameworks; each module needs the extra of its name."""
