@@ -1,4 +1,4 @@
-"""The example on asyncpg: started by the command of its README, it prints what stands there."""
+"""The web applications among the examples: started by the command of its README, each prints what stands there."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "examples" / "asyncpg_app" / "README.md").read_text("utf-8")
 
 
-async def test_the_command_of_the_readme() -> None:
-    command = re.search(r"^python (.*)$", README, re.MULTILINE)
+@pytest.mark.parametrize("example", ["asyncpg_app", "fastapi_app"])
+async def test_the_command_of_the_readme(example: str) -> None:
+    readme = (ROOT / "examples" / example / "README.md").read_text("utf-8")
+    command = re.search(r"^python (.*)$", readme, re.MULTILINE)
     assert command is not None
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, *command[1].split()),
@@ -28,7 +31,7 @@ async def test_the_command_of_the_readme() -> None:
     assert process.returncode == 0, error.decode()
     assert "Traceback" not in error.decode()
     printed = output.decode()
-    shown = README.split("and ends:\n\n```\n")[1].split("```")[0]
+    shown = readme.split("and ends:\n\n```\n")[1].split("```")[0]
     assert printed.endswith(shown), printed
     assert "the application delivers PLAN_UPDATE of account 1: {'plan': 'pro'}" in error.decode()
     assert error.decode().count("the daemon delivers INVOICE of account 1") == 2
