@@ -147,7 +147,11 @@ class OutboxContext:
             return
         flushed = [batch for batch in self._saved if batch.flush]
         if flushed and not self._producer.can_flush:
-            await self._producer.wake(self._transaction, flushed)
+            try:
+                await self._producer.wake(self._transaction, flushed)
+            except BaseException:
+                await self._transaction.rollback()
+                raise
         await self._transaction.commit()
         for batch in self._saved:
             counts.save(batch.outbox.name, batch.categories)

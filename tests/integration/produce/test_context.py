@@ -363,6 +363,20 @@ async def test_a_wake_up_is_part_of_the_transaction(
         assert heard == [f"outboxd_{oid}"]
 
 
+async def test_a_wake_up_that_fails_rolls_back(
+    producer: Producer, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(producer, "wake", fail)
+    with pytest.raises(ZeroDivisionError):
+        await save(producer, connection, member(1), flush=True)
+
+    assert not connection.is_in_transaction()
+    assert await remaining(connection) == []
+
+
 async def test_delivered_gives_up(producer: Producer, connection: asyncpg.Connection) -> None:
     async with producer.context(connection, flush=True) as outbox:
         await outbox.save_many([member(1, payload="x"), member(2)])
