@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from outboxd import sql
 
 if TYPE_CHECKING:
+    from collections.abc import Container
+
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
@@ -23,6 +25,7 @@ _ON_OUTBOX: dict[RoleKind, list[str]] = {
     "producer": ["SELECT", "INSERT"],
     "reader": ["SELECT"],
 }
+_OF_A_DRAIN = {"option", "pause", "failure", "dead_letter", "worker"}
 _ON_OWN_SCHEMA: dict[RoleKind, list[str]] = {"daemon": _ALL, "operator": _ALL, "reader": ["SELECT"]}
 
 
@@ -65,7 +68,8 @@ async def missing_on_outbox(connection: asyncpg.Connection, outbox: OutboxConfig
 
 async def missing_on_schema(connection: asyncpg.Connection, config: Config) -> list[str]:
     """Return the statements that give the role of a connection what a drain lacks on outboxd's own tables."""
-    return await (await _own_search(connection)).on_own_schema(config.schema, _ON_OWN_SCHEMA["daemon"])
+    search = await _own_search(connection)
+    return await search.on_own_schema(config.schema, _ON_OWN_SCHEMA["daemon"], only=_OF_A_DRAIN)
 
 
 async def _own_search(connection: asyncpg.Connection) -> _Search:
@@ -133,9 +137,9 @@ class _Search:
         rows = await self.connection.fetch(_STATEMENTS["sequences_without_usage"], self.role, table)
         return [f"GRANT USAGE ON SEQUENCE {row['name']} TO {self.quoted};" for row in rows]
 
-    async def on_own_schema(self, schema: str, wanted: list[str]) -> list[str]:
+    async def on_own_schema(self, schema: str, wanted: list[str], *, only: Container[str] | None = None) -> list[str]:
         tables = await self.connection.fetch(_STATEMENTS["schema_tables"], schema)
-        oids = [row["oid"] for row in tables]
+        oids = [row["oid"] for row in tables if only is None or row["bare"] in only]
         missing = await self.connection.fetch(_STATEMENTS["missing_on_tables"], self.role, oids, wanted)
         statements = await self.on_schema(schema, "USAGE")
         if missing:

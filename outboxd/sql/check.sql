@@ -40,8 +40,9 @@ LIMIT 1
 
 -- name: schema_tables
 -- $1 text          a schema
--- returns          oid, name (quoted where needed), owner of its tables
-SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, pg_get_userbyid(c.relowner)::text AS owner
+-- returns          oid, name (quoted where needed), bare name, owner of its tables
+SELECT c.oid, format('%I.%I', n.nspname, c.relname) AS name, c.relname::text AS bare,
+       pg_get_userbyid(c.relowner)::text AS owner
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1::text AND c.relkind = 'r'
 ORDER BY c.relname
