@@ -13,7 +13,7 @@ from outboxd.errors import (
     RetryLater,
 )
 from outboxd.model import Message
-from outboxd.registry import receiver
+from outboxd.registry import receiver, replicates
 
 if TYPE_CHECKING:
     from outboxd.diagnosis import get_shard_depths_descending, get_total_outbox_count
@@ -32,6 +32,7 @@ __all__ = [
     "get_total_outbox_count",
     "outbox_context",
     "receiver",
+    "replicates",
 ]
 
 _MODULES = {

@@ -15,6 +15,7 @@ from outboxd.lane import Lane
 from outboxd.meter import Meter
 from outboxd.outbox import Outbox
 from outboxd.readahead import Reader
+from outboxd.replicas import Sources
 from outboxd.schedule import Scheduler
 from outboxd.settle import Settler
 
@@ -51,6 +52,7 @@ class Branch:
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
         self.lane: Lane | None = None
+        self.sources: Sources | None = None
         self.ready = asyncio.Event()
         self.meter = Meter()
         self.claimed = schedule.Counters()
@@ -115,9 +117,11 @@ class Branch:
             reader.started(turn)
             scheduler.started(turn)
 
+        self.sources = Sources(table, pipeline.dsn)
         lane = Lane(
             self.outbox,
             self.settler,
+            self.sources,
             discard_unhandled=self.config.on_unhandled == "discard",
             on_started=started,
         )
@@ -135,8 +139,15 @@ class Branch:
             await lane.close()
             writing.cancel()
             await scheduler.let_go()
-            await self.outbox.close()
+            await self.close()
             raise
+
+    async def close(self) -> None:
+        """Close the sessions."""
+        if self.outbox is not None:
+            await self.outbox.close()
+        if self.sources is not None:
+            await self.sources.close()
 
     def stop(self) -> None:
         """Wake the loops so that they see the stop."""

@@ -230,7 +230,7 @@ class Drain:
         """Deliver one group; None when its receivers have accepted at once, else what to await for the outcome."""
         newest = group.newest
         category = self._live.registry.categories.get(newest[CATEGORY])
-        if category is None or not category.receivers or group.known is not None or newest[LARGE]:
+        if category is None or not category.receivers or group.known is not None or newest[LARGE] or category.sources:
             return self._deliver_special(lane, turn, group, category)
         return self._send(lane, turn, group, category, newest[PAYLOAD])
 
@@ -247,6 +247,10 @@ class Drain:
             payload = await self._late_payload(lane, group)
             if self._must_end(lane, turn):
                 raise errors.StatementFailed("a stop, or a lost claim, came while the payload was read")
+        if category.sources:
+            await lane.sources.prepare(turn, group, category)
+            if self._must_end(lane, turn):
+                raise errors.StatementFailed("a stop, or a lost claim, came while rows were read")
         rest = self._send(lane, turn, group, category, payload)
         return None if rest is None else await rest
 

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outboxd.outbox import Outbox
+    from outboxd.replicas import Sources
     from outboxd.settle import Settler
     from outboxd.turn import Turn
 
@@ -21,15 +22,23 @@ class Lane:
     Args:
         outbox: For payloads that are read late.
         settler: Takes the endings.
+        sources: Reads rows for model receivers.
         discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
         on_started: Called when a drainer takes a turn.
     """
 
     def __init__(
-        self, outbox: Outbox, settler: Settler, *, discard_unhandled: bool, on_started: Callable[[Turn], None]
+        self,
+        outbox: Outbox,
+        settler: Settler,
+        sources: Sources,
+        *,
+        discard_unhandled: bool,
+        on_started: Callable[[Turn], None],
     ) -> None:
         self.outbox = outbox
         self.settler = settler
+        self.sources = sources
         self.discard_unhandled = discard_unhandled
         self.on_started = on_started
         self._closed: asyncio.Event | None = None

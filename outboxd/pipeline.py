@@ -189,8 +189,7 @@ class Pipeline:
         if self.backfill is not None:
             await self.backfill.close()
         for branch in self.branches:
-            if branch.outbox is not None:
-                await branch.outbox.close()
+            await branch.close()
 
     def stop(self) -> None:
         """Claim no more; let the deliveries under way finish."""

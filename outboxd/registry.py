@@ -8,11 +8,12 @@ functions of the configured modules and returns one immutable registry, which `m
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import importlib
 import inspect
 import sys
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-    from outboxd.config import Config
+    from outboxd.config import Config, ModelConfig
     from outboxd.model import Message
 
     Function = TypeVar("Function", bound=Callable[[Message], Any])
@@ -30,6 +31,7 @@ else:
     Function = TypeVar("Function")
 
 _MARK = "__outboxd_categories__"
+_TABLES = "__outboxd_tables__"
 
 
 def receiver(*categories: str) -> Callable[[Function], Function]:
@@ -46,6 +48,32 @@ def receiver(*categories: str) -> Callable[[Function], Function]:
     def mark(function: Function) -> Function:
         setattr(function, _MARK, (*getattr(function, _MARK, ()), *categories))
         return function
+
+    return mark
+
+
+rows_now: contextvars.ContextVar[Mapping[str, Any]] = contextvars.ContextVar("outboxd_rows")
+"""Rows of source tables, by table, that the delivery under way is about; None where there is none."""
+
+
+def replicates(*tables: str) -> Callable[[type], type]:
+    """
+    Mark a class as the receiver of the messages about the rows of one or more source tables, those of a `[[model]]`.
+
+    It is made without arguments, once, and has two methods: `async handle_async_replication(self, row, message)` is
+    called with the row as it is now, a mapping of its columns, when the object is there; and
+    `async handle_async_deletion(self, identifier, message)` when it is not, or not among the model's rows any more.
+    What they raise means what it means for a receiver.
+    """
+    if not tables or not all(isinstance(table, str) for table in tables):
+        raise TypeError('@replicates needs the name of a source table: @replicates("organizationmember")')
+
+    def mark(class_: type) -> type:
+        for method in ("handle_async_replication", "handle_async_deletion"):
+            if not inspect.iscoroutinefunction(getattr(class_, method, None)):
+                raise TypeError(f"@replicates: {class_.__qualname__} has no `async def {method}`")
+        setattr(class_, _TABLES, (*getattr(class_, _TABLES, ()), *tables))
+        return class_
 
     return mark
 
@@ -70,6 +98,8 @@ class Category:
     blocks: bool = True
     attempts_max: int = 0
     receivers: tuple[Receiver, ...] = ()
+    sources: tuple[ModelConfig, ...] = ()
+    """Models whose rows its receivers want."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +143,10 @@ def build(config: Config, functions: list[Callable[..., Any]]) -> Registry:
     """
     wanted: dict[str, list[Receiver]] = {name: [] for name in config.categories}
     problems = []
+    sources: dict[str, list[ModelConfig]] = {name: [] for name in config.categories}
     for function in functions:
-        for name in getattr(function, _MARK):
+        problems += _replicas(config, function, wanted, sources)
+        for name in getattr(function, _MARK, ()):
             label = f"{function.__module__}.{_name(function)}"
             if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
                 problems.append(f"receiver {label} is a generator: its body would never run, take the yield out of it")
@@ -136,11 +168,47 @@ def build(config: Config, functions: list[Callable[..., Any]]) -> Registry:
             blocks=c.on_error == "block",
             attempts_max=c.max_attempts,
             receivers=tuple(wanted[name]),
+            sources=tuple(sources[name]),
         )
         for name, c in config.categories.items()
     }
     apart = frozenset(c.value for c in categories.values() if not c.coalesce)
     return Registry(categories, {s.value: name for name, s in config.scopes.items()}, apart)
+
+
+def _replicas(
+    config: Config,
+    marked: Any,
+    wanted: dict[str, list[Receiver]],
+    sources: dict[str, list[ModelConfig]],
+) -> list[str]:
+    """Add the receivers that a class marked with `@replicates` stands for; returns what is wrong with them."""
+    problems = []
+    tables = getattr(marked, _TABLES, ())
+    instance = marked() if tables else None
+    label = f"{marked.__module__}.{_name(marked)}"
+    for table in tables:
+        models = [model for model in config.model if model.table == table]
+        if not models:
+            near = suggest.nearest(table, [model.table for model in config.model])
+            problems.append(f"{label} replicates {table}, which is no [[model]]{near}")
+        for model in models:
+            wanted[model.category].append(Receiver(label, _replication(instance, table), is_async=True))
+            sources[model.category].append(model)
+    return problems
+
+
+def _replication(instance: Any, table: str) -> Callable[[Message], Awaitable[None]]:
+    def call(message: Message) -> Awaitable[None]:
+        row = rows_now.get()[table]
+        called: Awaitable[None] = (
+            instance.handle_async_deletion(message.object_identifier, message)
+            if row is None
+            else instance.handle_async_replication(row, message)
+        )
+        return called
+
+    return call
 
 
 def assemble(config: Config, folder: Path | None) -> Registry:
@@ -202,7 +270,7 @@ def load_receivers(modules: list[str], folder: Path | None) -> list[Callable[...
 
 
 def _marked(module: ModuleType) -> list[Callable[..., Any]]:
-    return [value for value in vars(module).values() if callable(value) and hasattr(value, _MARK)]
+    return [v for v in vars(module).values() if callable(v) and (hasattr(v, _MARK) or hasattr(v, _TABLES))]
 
 
 def _own_error(exc: BaseException) -> str:

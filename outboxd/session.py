@@ -241,6 +241,7 @@ class Session:
         statement_timeout_s: How long a statement may take.
         settings: Start-up parameters beside those of every hot session.
         is_direct: Whether it must not go through a pooler, because it is to hold locks.
+        has_instants: Whether timestamps are `Instant`s; else they are datetimes, for people's eyes.
     """
 
     def __init__(
@@ -252,9 +253,11 @@ class Session:
         statement_timeout_s: float,
         settings: Mapping[str, str] = _NO_SETTINGS,
         is_direct: bool = False,
+        has_instants: bool = True,
     ) -> None:
         self._dsn = dsn_text
         self._is_direct = is_direct
+        self._has_instants = has_instants
         self.name = name
         self.round_trips = 0
         """Statements sent since the start, those that begin and end transactions included."""
@@ -344,6 +347,8 @@ class Session:
             await refuse_pooler(connection)
         if await connection.fetchval("SELECT pg_is_in_recovery()"):
             raise errors.StoreUnavailable("the database is a standby (in recovery): nothing can be done on it")
+        if not self._has_instants:
+            return
         # A datetime costs 0.48 of the 1.6 µs that a message takes to decode, and most are only compared.
         await connection.set_type_codec(
             "timestamptz", schema="pg_catalog", format="tuple", encoder=_as_tuple, decoder=itemgetter(0)

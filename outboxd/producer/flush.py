@@ -28,6 +28,7 @@ from outboxd.model import Candidate
 from outboxd.producer import counts
 from outboxd.producer import seat as seats
 from outboxd.producer.seat import Seat
+from outboxd.replicas import Sources
 from outboxd.settle import Settler
 from outboxd.turn import ID, Turn, coalesce, keep_headers
 
@@ -235,7 +236,8 @@ class _Drain:
         self._settler = Settler(self._outbox, live, on_settled=_nothing, on_room=_nothing, meter=meter)
         self._settler.gives_up = True
         discards = flushed.config.on_unhandled == "discard"
-        self._lane = Lane(self._outbox, self._settler, discard_unhandled=discards, on_started=_nothing)
+        self._sources = Sources(flushed.table, seat.dsn)
+        self._lane = Lane(self._outbox, self._settler, self._sources, discard_unhandled=discards, on_started=_nothing)
         self._turns = Drain(live, Delivery(live))
 
     def problem_of(self, left: set[int]) -> Problem:
@@ -253,6 +255,7 @@ class _Drain:
             with anyio.move_on_after(SETTLE_S_MAX):
                 await self._settler.idle.wait()
             background.cancel_scope.cancel()
+        await self._sources.close()
         if self._settler.error is not None:
             self.problems.append((str(self._settler.error), None))
 

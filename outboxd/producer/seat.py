@@ -54,7 +54,7 @@ class Seat:
         self.lent_until = 0.0
         self._config = config
         self._registry = registry
-        self._dsn = dsn
+        self.dsn = dsn
         self._board = SwitchBoard(config, dsn, self.session)
         self._prepared = False
         self._looked_at = 0.0
@@ -82,7 +82,7 @@ class Seat:
         key = (flushed.config.name, flushed.table.oid)
         if key not in self._outboxes:
             self._outboxes[key] = Outbox(
-                flushed.config.name, flushed.table, schema=self._config.schema, dsn=self._dsn, session=self.session
+                flushed.config.name, flushed.table, schema=self._config.schema, dsn=self.dsn, session=self.session
             )
         return self._outboxes[key]
 
