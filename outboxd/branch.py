@@ -117,7 +117,7 @@ class Branch:
             reader.started(turn)
             scheduler.started(turn)
 
-        self.sources = Sources(table, pipeline.dsn)
+        self.sources = Sources(table, pipeline.config.schema, pipeline.dsn)
         lane = Lane(
             self.outbox,
             self.settler,

@@ -145,6 +145,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     capture: bool = False
     capture_columns: list[str] = []
     capture_delete_payload_sql: str = ""
+    tombstones: bool = False
     replication_version: Annotated[int, Meta(ge=0, le=2**31 - 2)] = 1
 
 

@@ -36,11 +36,13 @@ class Sources:
 
     Args:
         table: The outbox's, for the type of its object identifiers.
+        schema: Of outboxd's own tables.
         dsn: Tells where to connect.
     """
 
-    def __init__(self, table: Table, dsn: Callable[[], str]) -> None:
+    def __init__(self, table: Table, schema: str, dsn: Callable[[], str]) -> None:
         self._type = table.object_type
+        self._schema = schema
         self._session = Session(dsn, name="source", lock_timeout_s=2, statement_timeout_s=30, has_instants=False)
         self._statements: dict[str, dict[str, str]] = {}
 
@@ -69,6 +71,10 @@ class Sources:
     async def _read(self, model: ModelConfig, identifiers: Sequence[Any]) -> dict[Any, Any]:
         """Read rows; None where there is none, a mark where one is too large to be kept beside others (I10)."""
         rows = await self._fetch(model, "many", list(identifiers))
+        gone = [str(identifier) for identifier in identifiers if identifier not in rows]
+        if gone and model.tombstones:
+            text = self._statements[model.table]["record_gone"]
+            await self._session.fetch(f"recording deletions of {model.table}", text, model.table, gone)
         return {identifier: rows.get(identifier) for identifier in identifiers}
 
     async def _fetch(self, model: ModelConfig, statement: str, identifiers: list[Any]) -> dict[Any, Any]:
@@ -93,6 +99,7 @@ class Sources:
             )
         alias = sql.quote(model.table.partition(".")[2] or model.table)
         names = {
+            "schema": sql.quote(self._schema),
             "source": relation.name,
             "alias": alias,
             "object": f"{alias}.{sql.quote(model.object_identifier)}",

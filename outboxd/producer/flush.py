@@ -236,7 +236,7 @@ class _Drain:
         self._settler = Settler(self._outbox, live, on_settled=_nothing, on_room=_nothing, meter=meter)
         self._settler.gives_up = True
         discards = flushed.config.on_unhandled == "discard"
-        self._sources = Sources(flushed.table, seat.dsn)
+        self._sources = Sources(flushed.table, seat.schema, seat.dsn)
         self._lane = Lane(self._outbox, self._settler, self._sources, discard_unhandled=discards, on_started=_nothing)
         self._turns = Drain(live, Delivery(live))
 

@@ -55,6 +55,7 @@ class Seat:
         self._config = config
         self._registry = registry
         self.dsn = dsn
+        self.schema = config.schema
         self._board = SwitchBoard(config, dsn, self.session)
         self._prepared = False
         self._looked_at = 0.0

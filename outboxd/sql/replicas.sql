@@ -23,3 +23,11 @@ WHERE {object} = ANY ($1::{type}[]) AND {condition} AND pg_column_size({alias}.*
 SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, {columns}
 FROM {source} AS {alias}
 WHERE {object} = ANY ($1::{type}[]) AND {condition}
+
+-- name: record_gone
+-- Record objects that are gone, once.
+-- $1 text          source table, as it is configured
+-- $2 text[]        object identifiers
+INSERT INTO {schema}.tombstone (table_name, object_identifier)
+SELECT $1::text, gone.identifier FROM unnest($2::text[]) AS gone (identifier)
+ON CONFLICT DO NOTHING

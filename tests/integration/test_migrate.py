@@ -70,6 +70,7 @@ class TestCreate:
         assert done == [
             "schema outboxd: migration 1 (initial)",
             "schema outboxd: migration 2 (backfill_spending)",
+            "schema outboxd: migration 3 (tombstone)",
             "schema outboxd: categories MEMBER_UPDATE",
             "table outbox: created with its indexes",
             "schema outboxd: function save written",
@@ -205,7 +206,7 @@ class TestUpgrade:
             7: ("seven", "CREATE TABLE {schema}.nine ();"),
         }
         monkeypatch.setattr(inspection, "migrations", lambda: dict(sorted(later.items())))
-        with pytest.raises(errors.SchemaError, match="at migration 2, this version needs 8") as caught:
+        with pytest.raises(errors.SchemaError, match="at migration 3, this version needs 8") as caught:
             await inspection.require_schema(connection, config)
         assert "outboxd migrate" in caught.value.hint
         assert await migrate(connection, config) == [
@@ -467,7 +468,7 @@ class TestCommand:
     async def test_migrates_and_says_so(self, database: str, tmp_path: Path) -> None:
         config = write_configuration(tmp_path, database)
         first = await run("migrate", config=config)
-        assert (first.returncode, first.stdout_lines[3:]) == (
+        assert (first.returncode, first.stdout_lines[4:]) == (
             0,
             [
                 "table outbox: created with its indexes",

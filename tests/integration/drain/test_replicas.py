@@ -93,6 +93,19 @@ async def test_what_the_model_leaves_out_is_gone(database: str, connection: asyn
     assert [(number, row is None) for number, row in seen] == [(1, False), (2, True)]
 
 
+async def test_tombstones(database: str, connection: asyncpg.Connection) -> None:
+    await connection.execute(f"{TABLE}; INSERT INTO member (id, slug) VALUES (1, 'ada')")
+    for obj in (1, 2, 3, 2):
+        await write(connection, obj=obj, category="AUDIT")
+    config = config_with(tombstones=True, category="AUDIT")
+    made, seen = built(config)
+    await drain(database, config, made)
+
+    assert [number for number, row in seen if row is None] == [2, 3, 2]
+    rows = await connection.fetch("SELECT table_name, object_identifier FROM outboxd.tombstone ORDER BY 2")
+    assert [tuple(row) for row in rows] == [("member", "2"), ("member", "3")]
+
+
 async def test_large_rows(database: str, connection: asyncpg.Connection) -> None:
     await connection.execute(f"{TABLE}; ALTER TABLE member ALTER slug SET STORAGE EXTERNAL")
     await connection.execute("INSERT INTO member (id, slug) VALUES (1, repeat('x', 20000)), (2, 'small')")
