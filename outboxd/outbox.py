@@ -344,6 +344,7 @@ def renderer_of(table: Table, schema: str, **names: str) -> sql.Renderer:
             "died": sql.literal(DIED_ERROR),
             "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,
+            "shard_descending": lambda alias: ", ".join(f"{alias}.{sql.quote(column)} DESC" for column in columns),
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
             "region_or_null": lambda alias: f"{alias}.region_name" if region else "NULL",
             "region_value_text": lambda first: f"{value('region_name', first)}::text" if region else "''",

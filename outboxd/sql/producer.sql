@@ -31,11 +31,17 @@ SELECT o.id FROM {table} AS o WHERE o.id = ANY ($1::int8[]) ORDER BY o.id
 -- name: newest
 -- The newest message of a shard, the key that it is locked by, and the due time of one of some messages in it.
 -- $1 int8[]        ids
--- $2 …             the shard
+-- $2 ...           the shard
 -- returns          id, null when the shard is empty; lock_key; due_at, null when none of them is due
 -- index            (<sharding columns>, id), primary key
 SELECT
-    (SELECT max(o.id) FROM {table} AS o WHERE {is_shard:o_2}) AS id,
+    (
+        SELECT o.id
+        FROM {table} AS o
+        WHERE {is_shard:o_2}
+        ORDER BY {shard_descending:o}, o.id DESC
+        LIMIT 1
+    ) AS id,
     {lock_key:given} AS lock_key,
     (
         SELECT min(o.scheduled_for)
