@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("capture.sql").items()}
 _WRONG_SQL, _PRIVILEGE = "42", "42501"
 TRIGGERS = 4
-NEW, OLD = "outboxd_new", "outboxd_old"
+NEW, OLD, TRUNCATED = "outboxd_new", "outboxd_old", "outboxd_truncated"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,31 +84,33 @@ def _keys(relation: Relation) -> tuple[str, ...]:
 
 
 def _function(config: Config, model: ModelConfig, relation: Relation, table: Table, function: str) -> str:
-    once = {
-        kind: _write(config, model, table, _once(model, relation, kind)) for kind in ("insert", "delete", "truncate")
+    static = {kind: _write(config, model, table, _once(model, relation, kind)) for kind in ("insert", "delete")}
+    planned_anew = {
+        "update": _write(config, model, table, _between(model, relation)),
+        "truncate": _write(config, model, table, _once(model, relation, "truncate")),
     }
-    bodies = {**once, "update": _write(config, model, table, _between(model, relation))}
+    bodies = {kind: textwrap.indent(body, " " * 8) for kind, body in static.items()}
+    bodies |= {kind: sql.literal(body) for kind, body in planned_anew.items()}
     tag = "$outboxd$"
     while any(tag in body for body in bodies.values()):
         tag = tag[:-1] + "_$"
-    names = {kind: textwrap.indent(body, " " * 8) for kind, body in bodies.items()}
-    return sql.Renderer({"schema": sql.quote(config.schema), "function": function, "tag": tag, **names}, {}).render(
-        _STATEMENTS["function"]
-    )
+    names = {"schema": sql.quote(config.schema), "function": function, "tag": tag, **bodies}
+    return sql.Renderer(names, {}).render(_STATEMENTS["function"])
 
 
 def _once(model: ModelConfig, relation: Relation, kind: str) -> str:
     """Return the changes of a statement that has only new rows, or only old ones."""
-    from_ = {"insert": NEW, "delete": OLD, "truncate": relation.name}[kind]
+    from_ = {"insert": NEW, "delete": OLD, "truncate": TRUNCATED}[kind]
     op = "insert" if kind == "insert" else "delete"
     rows = _rows(model, relation, from_, is_gone=op == "delete")
-    return sql.Renderer({"rows": rows, "op": sql.literal(op)}, {}).render(_STATEMENTS["changed_once"])
+    names = {"rows": rows, "op": sql.literal(op), "is_new": str(kind == "insert").lower()}
+    return sql.Renderer(names, {}).render(_STATEMENTS["changed_once"])
 
 
 def _between(model: ModelConfig, relation: Relation) -> str:
     keys = [f"outboxd_key_{number}" for number in range(1, len(_keys(relation)) + 1)]
     watched = [f"outboxd_watched_{number}" for number in range(1, len(model.capture_columns) + 1)]
-    is_changed = " OR ".join(f"stale.{name} IS DISTINCT FROM fresh.{name}" for name in watched) or "true"
+    is_changed = " OR ".join(f"stale.{name}::text IS DISTINCT FROM fresh.{name}::text" for name in watched) or "true"
     names = {
         "new_rows": _rows(model, relation, NEW, is_gone=False),
         "old_rows": _rows(model, relation, OLD, is_gone=False),
@@ -184,9 +186,15 @@ async def install(connection: asyncpg.Connection, config: Config) -> list[str]:
     """
     names = {outbox.name for outbox in config.outboxes}
     done: list[str] = []
+    seen: dict[int, str] = {}
     for model in config.model:
-        if model.capture and model.outbox in names:
-            done += await _install(connection, config, await inspect(connection, config, model))
+        if not model.capture or model.outbox not in names:
+            continue
+        found = await inspect(connection, config, model)
+        if seen.setdefault(found.relation.oid, model.table) != model.table:
+            twins = f"models {seen[found.relation.oid]} and {model.table}"
+            raise errors.SchemaError(f"{twins} are one table, which can be captured once: {found.relation.name}")
+        done += await _install(connection, config, found)
     return done + await _drop_others(connection, config)
 
 
@@ -207,8 +215,9 @@ async def gaps(connection: asyncpg.Connection, config: Config, model: ModelConfi
 
 async def _state(connection: asyncpg.Connection, config: Config, capture: Capture) -> tuple[str | None, list[str]]:
     """Return the mark of the function that is there, and the tables that lack a trigger."""
-    mark = await connection.fetchval(_STATEMENTS["mark_of"], f"{sql.quote(config.schema)}.{capture.function}")
-    tables = await connection.fetch(_STATEMENTS["partitions"], capture.relation.oid)
+    function = f"{sql.quote(config.schema)}.{capture.function}"
+    mark = await connection.fetchval(_STATEMENTS["mark_of"], function)
+    tables = await connection.fetch(_STATEMENTS["partitions"], capture.relation.oid, function)
     return mark, [row["name"] for row in tables if row["triggers"] < TRIGGERS]
 
 
@@ -230,7 +239,7 @@ async def _install(connection: asyncpg.Connection, config: Config, capture: Capt
             raise
         raise errors.SchemaError(
             f"model {capture.model.table}: capture: {exc.args[0]}",
-            hint="Correct the expressions of the [[model]]; columns in capture_columns must be comparable.",
+            hint="Correct the expressions of the [[model]].",
         ) from exc
     return [f"table {capture.model.table}: capture written"]
 
@@ -250,7 +259,7 @@ async def _drop_others(connection: asyncpg.Connection, config: Config) -> list[s
     kept: set[int] = set()
     for model in config.model:
         if model.capture and (relation := await inspection.read_relation(connection, model.table)) is not None:
-            kept |= {row["oid"] for row in await connection.fetch(_STATEMENTS["partitions"], relation.oid)}
+            kept |= {row["oid"] for row in await connection.fetch(_STATEMENTS["partitions"], relation.oid, "")}
     schema = sql.quote(config.schema)
     done = []
     for row in await connection.fetch(_STATEMENTS["captured"], schema):

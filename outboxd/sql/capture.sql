@@ -6,56 +6,78 @@
 -- columns whose change counts). Names of ours begin with outboxd_, so that no column of a source table is taken for one.
 
 -- name: rows
--- A fragment: what the messages need of the rows of one transition table.
+-- A fragment: what the messages need of the rows of one transition table that the model wants.
 SELECT
     {keys},
     {watched},
     {shard_identifier} AS outboxd_shard,
     {object_identifier} AS outboxd_object,
     {payload} AS outboxd_payload,
-    {regions} AS outboxd_regions,
-    {condition} AS outboxd_wanted
+    {regions} AS outboxd_regions
 FROM {table} AS {alias}
+WHERE {condition}
 
 -- name: write
--- A fragment: write the messages of `changed`. A row without the wanted condition has none.
+-- A fragment: write the messages of `changed`, what is told of an object's past before what is told of its present.
 INSERT INTO {outbox} ({columns})
 SELECT {values}
 FROM ({changed}) AS changed{targets}
-WHERE changed.outboxd_wanted
+ORDER BY changed.outboxd_order
 
 -- name: changed_once
--- A fragment: every row of one transition table.
-SELECT rows.*, {op}::text AS outboxd_op FROM ({rows}) AS rows
+-- A fragment: every row of one transition table. Rows that are gone and had no shard were never told of.
+SELECT gone_or_new.*, {op}::text AS outboxd_op, 1 AS outboxd_order
+FROM ({rows}) AS gone_or_new
+WHERE {is_new} OR (gone_or_new.outboxd_shard IS NOT NULL AND gone_or_new.outboxd_object IS NOT NULL)
 
 -- name: changed_between
--- A fragment: what an UPDATE has changed. Old and new rows are paired by the primary key. A row that has got another shard
--- or object is told of where it stood before, too; one whose key has changed is another row.
-SELECT
-    fresh.outboxd_shard, fresh.outboxd_object, fresh.outboxd_payload, fresh.outboxd_regions,
-    fresh.outboxd_wanted OR stale.outboxd_wanted IS TRUE AS outboxd_wanted,
-    CASE WHEN stale.outboxd_object IS NULL THEN 'insert' ELSE 'update' END AS outboxd_op
-FROM ({new_rows}) AS fresh
-LEFT JOIN ({old_rows}) AS stale USING ({key_names})
-WHERE stale.outboxd_object IS NULL
-    OR {is_changed}
-    OR stale.outboxd_shard IS DISTINCT FROM fresh.outboxd_shard
-    OR stale.outboxd_object IS DISTINCT FROM fresh.outboxd_object
-    OR stale.outboxd_wanted IS DISTINCT FROM fresh.outboxd_wanted
-UNION ALL
+-- A fragment: what an UPDATE has changed. Rows are paired by the primary key; what has happened to an object is told by
+-- whether it is among the old and the new rows, under whatever key. A row that the model wants no more is one that is gone.
+WITH stale AS ({old_rows}), fresh AS ({new_rows})
 SELECT
     stale.outboxd_shard, stale.outboxd_object,
-    CASE WHEN fresh.outboxd_object IS NOT DISTINCT FROM stale.outboxd_object THEN fresh.outboxd_payload ELSE stale.outboxd_gone END,
-    stale.outboxd_regions, stale.outboxd_wanted,
-    CASE WHEN fresh.outboxd_object IS NOT DISTINCT FROM stale.outboxd_object THEN 'update' ELSE 'delete' END
-FROM ({old_rows}) AS stale
-LEFT JOIN ({new_rows}) AS fresh USING ({key_names})
-WHERE fresh.outboxd_object IS NULL
-    OR stale.outboxd_shard IS DISTINCT FROM fresh.outboxd_shard
-    OR stale.outboxd_object IS DISTINCT FROM fresh.outboxd_object
+    CASE WHEN still.outboxd_object IS NULL THEN stale.outboxd_gone ELSE still.outboxd_payload END AS outboxd_payload,
+    stale.outboxd_regions,
+    CASE WHEN still.outboxd_object IS NULL THEN 'delete' ELSE 'update' END AS outboxd_op,
+    1 AS outboxd_order
+FROM stale
+LEFT JOIN fresh USING ({key_names})
+LEFT JOIN (
+    SELECT DISTINCT ON (f.outboxd_object) f.outboxd_object, f.outboxd_payload FROM fresh AS f
+) AS still ON still.outboxd_object = stale.outboxd_object
+WHERE stale.outboxd_shard IS NOT NULL
+    AND stale.outboxd_object IS NOT NULL
+    AND (
+        fresh.outboxd_object IS NULL
+        OR fresh.outboxd_shard IS DISTINCT FROM stale.outboxd_shard
+        OR fresh.outboxd_object IS DISTINCT FROM stale.outboxd_object
+        OR fresh.outboxd_regions IS DISTINCT FROM stale.outboxd_regions
+    )
+    AND NOT EXISTS (
+        SELECT
+        FROM fresh AS told
+        WHERE told.outboxd_object = stale.outboxd_object
+            AND told.outboxd_shard = stale.outboxd_shard
+            AND told.outboxd_regions = stale.outboxd_regions
+    )
+UNION ALL
+SELECT
+    fresh.outboxd_shard, fresh.outboxd_object, fresh.outboxd_payload, fresh.outboxd_regions,
+    CASE WHEN was.outboxd_object IS NULL THEN 'insert' ELSE 'update' END,
+    2
+FROM fresh
+LEFT JOIN stale USING ({key_names})
+LEFT JOIN (SELECT DISTINCT s.outboxd_object FROM stale AS s) AS was ON was.outboxd_object = fresh.outboxd_object
+WHERE stale.outboxd_object IS NULL
+    OR {is_changed}
+    OR fresh.outboxd_shard IS DISTINCT FROM stale.outboxd_shard
+    OR fresh.outboxd_object IS DISTINCT FROM stale.outboxd_object
+    OR fresh.outboxd_regions IS DISTINCT FROM stale.outboxd_regions
 
 -- name: function
--- One for each source table. Static statements: each session plans them once, whichever of them it meets.
+-- One for each source table. What needs a plan for the number of its rows is planned each time: a plan that was made for
+-- one row pairs a hundred thousand by comparing each with each. TRUNCATE fires for a table and each of its partitions,
+-- and each tells of its own rows.
 CREATE OR REPLACE FUNCTION {schema}.{function}() RETURNS trigger LANGUAGE plpgsql AS {tag}
 #variable_conflict use_column
 BEGIN
@@ -63,11 +85,11 @@ BEGIN
     WHEN 'INSERT' THEN
 {insert};
     WHEN 'UPDATE' THEN
-{update};
+        EXECUTE {update};
     WHEN 'DELETE' THEN
 {delete};
     ELSE
-{truncate};
+        EXECUTE replace({truncate}, 'outboxd_truncated', 'ONLY ' || TG_RELID::regclass::text);
     END CASE;
     RETURN NULL;
 END
@@ -108,7 +130,8 @@ DROP TRIGGER IF EXISTS outboxd_capture_truncate ON {source}
 -- name: partitions
 -- A table and its partitions, however deep: a statement fires the triggers of the table that it names, and of no other.
 -- $1 oid           a table
--- returns          oid, name (quoted and qualified), triggers (how many of ours it has that are enabled)
+-- $2 text          the function, with its schema, quoted
+-- returns          oid, name (quoted and qualified), triggers (how many it has that call the function, and are enabled)
 WITH RECURSIVE family (oid) AS (
     SELECT $1::oid
     UNION ALL
@@ -120,7 +143,10 @@ SELECT
     (
         SELECT count(*)
         FROM pg_trigger AS t
-        WHERE t.tgrelid = c.oid AND t.tgname LIKE 'outboxd\_capture\_%' AND t.tgenabled <> 'D'
+        WHERE t.tgrelid = c.oid
+            AND t.tgname LIKE 'outboxd\_capture\_%'
+            AND t.tgenabled IN ('O', 'A')
+            AND t.tgfoid = to_regprocedure($2::text || '()')
     ) AS triggers
 FROM family
 JOIN pg_class AS c USING (oid)
@@ -152,4 +178,5 @@ JOIN pg_namespace AS n ON n.oid = p.pronamespace
 WHERE p.pronamespace = to_regnamespace($1::text)
     AND p.proname LIKE 'capture\_%'
     AND p.prorettype = 'trigger'::regtype
+    AND obj_description(p.oid, 'pg_proc') LIKE 'Writes the messages of %'
     AND NOT EXISTS (SELECT FROM pg_trigger AS t WHERE t.tgfoid = p.oid)

@@ -231,8 +231,10 @@ async def test_rows_that_do_not_count(connection: asyncpg.Connection) -> None:
     await connection.execute("UPDATE member SET slug = 'z'")
     assert await taken(connection) == [(7, 1, "update")]
     await connection.execute("UPDATE member SET org = 9 WHERE id = 2")
-    assert await taken(connection) == [(9, 2, "update")]
-    await connection.execute("DELETE FROM member WHERE id = 1")
+    assert await taken(connection) == [(9, 2, "insert")]
+    await connection.execute("UPDATE member SET org = NULL WHERE id = 2")
+    assert await taken(connection) == [(9, 2, "delete")]
+    await connection.execute("DELETE FROM member")
     assert await taken(connection) == [(7, 1, "delete")]
 
 
@@ -241,7 +243,77 @@ async def test_an_object_that_is_not_the_key(connection: asyncpg.Connection) -> 
     await connection.execute("INSERT INTO member VALUES (1, 7, 'a', 100)")
     assert await taken(connection) == [(70, 100, "insert")]
     await connection.execute("UPDATE member SET seen = 101")
-    assert await taken(connection) == [(70, 100, "delete"), (70, 101, "update")]
+    assert await taken(connection) == [(70, 100, "delete"), (70, 101, "insert")]
+
+
+async def test_columns_of_any_type_count_by_what_they_show(connection: asyncpg.Connection) -> None:
+    await capture(
+        connection,
+        "CREATE TABLE member (id int PRIMARY KEY, org int, j json, n numeric)",
+        capture_columns=["j", "n"],
+    )
+    await connection.execute("INSERT INTO member VALUES (1, 7, '{}', 1.0)")
+    await taken(connection)
+    await connection.execute("UPDATE member SET j = '{}', n = 1.0")
+    assert await taken(connection) == []
+    await connection.execute("UPDATE member SET j = '[]'")
+    await connection.execute("UPDATE member SET n = 1.00")
+    assert await taken(connection) == [(7, 1, "update"), (7, 1, "update")]
+
+
+async def test_an_object_that_lives_on_is_not_gone(connection: asyncpg.Connection) -> None:
+    """The newest message decides what a receiver is told."""
+    await capture(connection, "CREATE TABLE member (id int, month int, org int, PRIMARY KEY (id, month) DEFERRABLE)")
+    await connection.execute("INSERT INTO member VALUES (1, 1, 7), (2, 1, 7)")
+    await taken(connection)
+    await connection.execute("UPDATE member SET month = 2")
+    assert await taken(connection) == [(7, 1, "update"), (7, 2, "update")]
+    await connection.execute("UPDATE member SET id = 3 - id")
+    assert await taken(connection) == [(7, 1, "update"), (7, 2, "update")]
+    await connection.execute("UPDATE member SET id = id + 10, org = 8 WHERE id = 1")
+    assert await taken(connection) == [(7, 1, "delete"), (8, 11, "insert")]
+
+
+async def test_the_past_is_told_before_the_present(connection: asyncpg.Connection) -> None:
+    await capture(connection)
+    await connection.execute("INSERT INTO member VALUES (1, 7, 'a')")
+    await taken(connection)
+    await connection.execute("UPDATE member SET org = 8")
+    rows = await connection.fetch("SELECT shard_identifier FROM outbox ORDER BY id")
+    assert [row[0] for row in rows] == [7, 8]
+
+
+async def test_rows_that_never_had_a_shard_can_be_mended_and_deleted(connection: asyncpg.Connection) -> None:
+    await connection.execute(f"{TABLE}; INSERT INTO member VALUES (1, NULL, 'a'), (2, NULL, 'b')")
+    await migrate(connection, capturing())
+    await connection.execute("UPDATE member SET org = 7 WHERE id = 1; DELETE FROM member WHERE id = 2")
+    assert await taken(connection) == [(7, 1, "update")]
+    with pytest.raises(asyncpg.NotNullViolationError):
+        await connection.execute("INSERT INTO member VALUES (3, NULL, 'c')")
+
+
+async def test_a_bulk_update_is_planned_for_its_rows(connection: asyncpg.Connection) -> None:
+    """A plan for one row, kept, would compare each with each: some 20 s for these."""
+    await capture(connection)
+    await connection.execute("INSERT INTO member SELECT n, 7, 'x' FROM generate_series(1, 20000) n")
+    for _ in range(8):
+        await connection.execute("UPDATE member SET slug = 'y' WHERE id = 1")
+    await connection.execute("SET statement_timeout = '10s'; UPDATE member SET slug = 'z'")
+    assert len(await taken(connection)) == 40_008
+
+
+async def test_a_row_that_changes_its_regions_is_told_of_where_it_was(connection: asyncpg.Connection) -> None:
+    await capture(
+        connection,
+        outbox="control",
+        category="PROFILE",
+        region_names_sql="ARRAY[slug]",
+        capture_columns=["seen"],
+    )
+    await connection.execute("INSERT INTO member VALUES (1, 7, 'eu')")
+    await connection.execute("DELETE FROM control_outbox; UPDATE member SET slug = 'us'")
+    rows = await connection.fetch("SELECT region_name, headers->>'op' FROM control_outbox ORDER BY id")
+    assert [tuple(row) for row in rows] == [("eu", "update"), ("us", "update")]
 
 
 @pytest.mark.parametrize(
@@ -318,6 +390,31 @@ async def test_check_tells_what_is_not_captured(connection: asyncpg.Connection, 
     assert "capture member need a look" in (await run("migrate", "--sql", config=file)).stdout
 
 
+async def test_triggers_that_call_another_function_are_mended(connection: asyncpg.Connection) -> None:
+    await capture(connection)
+    name = await connection.fetchval("SELECT proname FROM pg_proc WHERE proname LIKE 'capture\\_%'")
+    await connection.execute(f"ALTER FUNCTION outboxd.{name}() RENAME TO capture_1")  # as if restored from a dump
+    assert await migrate(connection, capturing()) == [CAPTURE_WRITTEN]
+    assert await migrate(connection, capturing()) == []
+    assert await connection.fetchval("SELECT count(*) FROM pg_proc WHERE proname LIKE 'capture\\_%'") == 1
+
+
+async def test_functions_of_others_stay(connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "CREATE FUNCTION outboxd.capture_mine() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'"
+    )
+    await migrate(connection, capturing(capture=False))
+    assert await connection.fetchval("SELECT to_regprocedure('outboxd.capture_mine()')") is not None
+
+
+async def test_one_table_is_captured_once(connection: asyncpg.Connection) -> None:
+    await connection.execute(TABLE)
+    config = capturing()
+    twin = msgspec.structs.replace(config.model[0], table="public.member")
+    with pytest.raises(errors.SchemaError, match=r"models member and public\.member are one table"):
+        await migrate(connection, msgspec.structs.replace(config, model=[*config.model, twin]))
+
+
 @pytest.mark.parametrize("after", [{"capture": False}, {"table": "other", "capture": False}])
 async def test_a_model_that_is_not_captured_any_more(connection: asyncpg.Connection, after: dict[str, Any]) -> None:
     await capture(connection)
@@ -330,8 +427,11 @@ async def test_a_model_that_is_not_captured_any_more(connection: asyncpg.Connect
 async def test_a_table_that_was_renamed_is_followed(connection: asyncpg.Connection) -> None:
     await capture(connection)
     await connection.execute("ALTER TABLE member RENAME TO person")
+    await connection.execute("INSERT INTO person VALUES (1, 7, 'a'), (2, 7, 'b')")
+    await connection.execute("UPDATE person SET slug = 'c' WHERE id = 1; TRUNCATE person")
+    assert len(await taken(connection)) == 5
     await connection.execute("INSERT INTO person VALUES (1, 7, 'a')")
-    assert await taken(connection) == [(7, 1, "insert")]
+    await taken(connection)
     assert await migrate(connection, capturing(table="person")) == ["table person: capture written"]
     await connection.execute("DELETE FROM person")
     assert await taken(connection) == [(7, 1, "delete")]
@@ -364,8 +464,10 @@ async def test_partitions(connection: asyncpg.Connection) -> None:
     assert await taken(connection) == [(7, 1, "update"), (7, 1, "update"), (8, 2, "update"), (8, 3, "update")]
     await connection.execute("UPDATE member SET org = 8 WHERE id = 1")  # it moves to the other partition
     assert {row[:2] for row in await taken(connection)} == {(7, 1), (8, 1)}
-    await connection.execute("TRUNCATE member_8")
-    assert [row[1] for row in await taken(connection)] == [1, 2, 3]
+    await connection.execute("TRUNCATE member_7")
+    assert await taken(connection) == []
+    await connection.execute("TRUNCATE member")
+    assert [row[1:] for row in await taken(connection)] == [(1, "delete"), (2, "delete"), (3, "delete")]
     await connection.execute("CREATE TABLE member_9 PARTITION OF member FOR VALUES IN (9)")
     assert await migrate(connection, capturing()) == [CAPTURE_WRITTEN]
     await connection.execute("INSERT INTO member_9 VALUES (4, 9, 'd')")
@@ -381,11 +483,6 @@ async def test_partitions(connection: asyncpg.Connection) -> None:
         (TABLE, {"capture_columns": ["slag"]}, "has no column slag"),
         (TABLE, {"payload_sql": "jsonb_build_object('x', slag)"}, 'column "slag" does not exist'),
         (TABLE, {"capture_delete_payload_sql": "1/"}, "syntax error"),
-        (
-            "CREATE TABLE member (id int PRIMARY KEY, org int, j json)",
-            {"capture_columns": ["j"]},
-            "operator does not exist: json = json",
-        ),
         (f"{TABLE}; CREATE TABLE child () INHERITS (member)", {}, "others inherit from it"),
     ],
 )
