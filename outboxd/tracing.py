@@ -50,7 +50,10 @@ def links_of(texts: Iterable[str]) -> list[Link]:
 
     found: dict[tuple[int, int], Link] = {}
     for text in texts:
-        carrier = json.loads(text)
+        try:
+            carrier = json.loads(text)
+        except (ValueError, RecursionError):  # jsonb holds numbers and depths that Python does not
+            continue
         if not isinstance(carrier, dict) or not isinstance(carrier.get("traceparent"), str):
             continue
         context = TraceContextTextMapPropagator().extract(carrier)

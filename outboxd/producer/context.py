@@ -10,6 +10,7 @@ written is flushed when that has been committed. Which context is around is told
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import random
 import time
@@ -97,7 +98,7 @@ class OutboxContext:
     async def _enter(self) -> None:
         if self._token is not None or self._saved:
             raise errors.OutboxContextError("an outbox_context can be entered once")
-        self._around = around = _around.get()
+        self._around = around = _that_is_open(_around.get())
         self.flush = self._asked if self._asked is not None else around is not None and around.flush
         self._outer = _on(self._transaction, around)
         self._joins = self._outer._joins if self._outer is not None else self._is_in_transaction()
@@ -133,15 +134,17 @@ class OutboxContext:
 
     async def _exit(self, kind: type[BaseException] | None) -> None:
         assert self._token is not None
-        _around.reset(self._token)
+        with contextlib.suppress(ValueError):  # ended in another task or thread, as a generator may be
+            _around.reset(self._token)
         self._is_open = False
         if self._transaction is None:
             return
         if kind is not None:
+            self._defer_to_around(self._deferred)
             await self._transaction.rollback()
             return
         if self._outer is not None:
-            await self._transaction.commit()
+            await self._commit(self._transaction)
             self._outer._saved += self._saved
             self._outer._deferred += self._deferred
             return
@@ -152,14 +155,27 @@ class OutboxContext:
             except BaseException:
                 await self._transaction.rollback()
                 raise
-        await self._transaction.commit()
+        await self._commit(self._transaction)
         for batch in self._saved:
             counts.save(batch.outbox.name, batch.categories)
-        enclosing = _with_transaction(self._around)
-        if enclosing is not None:  # on another connection: receivers wait until that one has ended, too
-            enclosing._deferred += flushed
-        elif self._producer.can_flush:
-            await self._flush(flushed + self._deferred)
+        flushed += self._deferred
+        if not self._defer_to_around(flushed) and self._producer.can_flush:
+            await self._flush(flushed)
+
+    def _defer_to_around(self, batches: list[Batch]) -> bool:
+        """Leave the flush to a context on another connection that is open still: receivers wait for its end, too."""
+        enclosing = _with_transaction(_that_is_open(self._around))
+        if enclosing is not None:
+            enclosing._deferred += batches
+        return enclosing is not None
+
+    async def _commit(self, transaction: Transaction) -> None:
+        try:
+            await transaction.commit()
+        except BaseException:
+            with contextlib.suppress(Exception):  # most drivers have rolled back by now; SQLAlchemy's sessions have not
+                await transaction.rollback()
+            raise
 
     async def save(
         self,
@@ -338,6 +354,13 @@ def _on(transaction: Transaction | None, around: OutboxContext | None) -> Outbox
             return around
         around = around._around
     return None
+
+
+def _that_is_open(around: OutboxContext | None) -> OutboxContext | None:
+    """Pass over contexts that have ended: a task that was begun inside of one outlives it, and bears it still."""
+    while around is not None and not around._is_open:
+        around = around._around
+    return around
 
 
 def _with_transaction(around: OutboxContext | None) -> OutboxContext | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from outboxd.config import Config
     from outboxd.live import Live
     from outboxd.meter import Meter
-    from outboxd.model import Failed, Instant, KnownFailure, Message
+    from outboxd.model import Failed, Instant, KnownFailure, Message, ShardKey
     from outboxd.producer.seat import Flushed
     from outboxd.registry import Registry
     from outboxd.turn import Group
@@ -80,6 +81,7 @@ class Flusher:
         self._dsn = dsn
         self._room = asyncio.Semaphore(config.producer.flush_connections)
         self._idle: list[Seat] = []
+        self._janitor: asyncio.Task[None] | None = None
 
     async def flush(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
         """
@@ -118,7 +120,8 @@ class Flusher:
             finally:
                 seat.lent_until = time.monotonic()
                 self._idle.append(seat)
-                asyncio.get_running_loop().call_later(IDLE_S_MAX, self._close_idle)
+                if self._janitor is None or self._janitor.done():
+                    self._janitor = asyncio.create_task(self._look_after_idle(), context=contextvars.Context())
 
     @property
     def is_full(self) -> bool:
@@ -129,16 +132,29 @@ class Flusher:
         """Return what counts the deliveries of an outbox."""
         return counts.meter_of(flushed.config.name, self._config)
 
-    def _close_idle(self) -> None:
-        latest = time.monotonic() - IDLE_S_MAX + 1
-        for seat in [each for each in self._idle if each.lent_until < latest]:
-            self._idle.remove(seat)
-            seat.session.terminate()
+    async def _look_after_idle(self) -> None:
+        """Close sessions that are not used any more; all of them, when the event loop ends, which cancels us."""
+        try:
+            while self._idle or self._room.locked():
+                await asyncio.sleep(IDLE_S_MAX / 4)
+                latest = time.monotonic() - IDLE_S_MAX
+                for seat in [each for each in self._idle if each.lent_until < latest]:
+                    self._idle.remove(seat)
+                    await seat.session.close()
+        finally:
+            await self._close_idle()
+
+    async def _close_idle(self) -> None:
+        while self._idle:
+            await self._idle.pop().session.close()
 
     async def close(self) -> None:
         """Close the sessions that are not lent."""
-        while self._idle:
-            await self._idle.pop().session.close()
+        if self._janitor is not None:
+            self._janitor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._janitor
+        await self._close_idle()
 
 
 class _Run:
@@ -151,6 +167,8 @@ class _Run:
         self._timeout_s = timeout_s
         self._late = f"the flush did not end within {timeout_s:g} s"
         self._waits = waits
+        self._newest: dict[tuple[int, ShardKey], int] = {}
+        """Of each shard, the newest message that was there at the start."""
 
     def cancel(self) -> None:
         """Deliver no more; what was delivered is settled."""
@@ -158,35 +176,38 @@ class _Run:
         self._draining.cancel()
 
     async def run(self) -> list[Unflushed]:
+        """Flush shard after shard; those that somebody else drains again and again, behind the others."""
         found: list[Unflushed] = []
         self._scope.deadline = anyio.current_time() + self._timeout_s
-        done = 0
+        pending, pause_s = list(self._shards), FIRST_PAUSE_S
         with self._scope:
-            for flushed in self._shards:
-                found += await self._flush(flushed)
-                done += 1
-        return found + [Unflushed(flushed, self._late) for flushed in self._shards[done:]]
+            while pending:
+                for flushed in list(pending):
+                    ended = await self._try(flushed)
+                    if ended is not None:
+                        pending.remove(flushed)
+                        found += ended
+                if pending:
+                    await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311
+                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+        return found + [Unflushed(flushed, self._late) for flushed in pending]
 
-    async def _flush(self, flushed: Flushed) -> list[Unflushed]:
-        newest, pause_s = None, FIRST_PAUSE_S
-        while self._waits or not self._flusher.is_full:
-            async with self._flusher.seat() as seat:
-                live = await seat.live()
-                if seat.outbox_of(flushed).is_off(flushed.shard, live.switches):
-                    return []
-                shard = (await seat.ask(flushed, "newest", flushed.ids, *flushed.shard))[0]
-                if shard["due_at"] is None:  # nothing of ours is there any more
-                    return []
-                newest = shard["id"] if newest is None else newest
-                claim = await seat.claim(flushed.shard, shard["lock_key"])
-                if claim is not None:
-                    bound = _Bound(newest, shard["due_at"])
-                    return await self._drain(seat, flushed, claim, live, bound)
-                if not self._waits:
-                    return []
-            await asyncio.sleep(pause_s * random.uniform(0.5, 1.5))  # noqa: S311
-            pause_s = min(2 * pause_s, PAUSE_S_MAX)
-        return []
+    async def _try(self, flushed: Flushed) -> list[Unflushed] | None:
+        """Drain a shard, if it can be won; None: it is to be tried again."""
+        if not self._waits and self._flusher.is_full:
+            return []
+        async with self._flusher.seat() as seat:
+            live = await seat.live()
+            if seat.outbox_of(flushed).is_off(flushed.shard, live.switches):
+                return []
+            shard = (await seat.ask(flushed, "newest", flushed.ids, *flushed.shard))[0]
+            if shard["due_at"] is None:  # nothing of ours is there any more
+                return []
+            newest = self._newest.setdefault((flushed.table.oid, flushed.shard), shard["id"])
+            claim = await seat.claim(flushed.shard, shard["lock_key"])
+            if claim is None:
+                return None if self._waits else []
+            return await self._drain(seat, flushed, claim, live, _Bound(newest, shard["due_at"]))
 
     async def _drain(self, seat: Seat, flushed: Flushed, claim: Claim, live: Live, bound: _Bound) -> list[Unflushed]:
         drain = _Drain(seat, flushed, claim, live, bound, self._flusher.meter_of(flushed))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import functools
-import weakref
+import math
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from outboxd import inspection, load, log, registry, sql
+from outboxd import errors, inspection, load, log, registry, sql
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
 from outboxd.producer import counts
@@ -60,7 +60,7 @@ class Producer:
         self._routes: dict[tuple[str, str | None, bool], Route] = {}
         self._tables: dict[str, Table] = {}
         self._statements: dict[int, str] = {}
-        self._flushers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Flusher] = weakref.WeakKeyDictionary()
+        self._flushers: dict[asyncio.AbstractEventLoop, Flusher] = {}
 
     @classmethod
     def load(cls, config: Path | str | None = None, *, receivers: Iterable[Callable[..., Any]] = ()) -> Producer:
@@ -83,6 +83,8 @@ class Producer:
         """Return a context as `outbox_context` does, by this configuration."""
         transaction = None if connection is None else transaction_on(connection)
         timeout_s = self.config.producer.flush_timeout_s if flush_timeout_s is None else flush_timeout_s
+        if not 0 < timeout_s < math.inf:
+            raise errors.OutboxContextError(f"flush_timeout_s must be a number of seconds above 0, not {timeout_s}")
         return OutboxContext(self, transaction, flush=flush, flush_timeout_s=timeout_s)
 
     def prepare(self) -> None:
@@ -107,6 +109,8 @@ class Producer:
         loop = asyncio.get_running_loop()
         found = self._flushers.get(loop)
         if found is None:
+            for ended in [each for each in self._flushers if each.is_closed()]:
+                del self._flushers[ended]
             assert self._registry is not None
             found = Flusher(self.config, self._registry, functools.partial(load.session_dsn, self._loaded))
             self._flushers[loop] = found
@@ -118,11 +122,18 @@ class Producer:
 
     def flush_blocking(self, shards: Sequence[Flushed], timeout_s: float, *, waits: bool) -> list[Unflushed]:
         """Flush in an event loop of our own, for an application without one."""
-        return PORTAL.run(self.flush(shards, timeout_s, waits=waits))
+        return PORTAL.run(self.flush(shards, timeout_s, waits=waits), otherwise=self.flush_once(shards, timeout_s))
+
+    async def flush_once(self, shards: Sequence[Flushed], timeout_s: float) -> list[Unflushed]:
+        """Flush inside a receiver that blocks our own event loop: in one that ends with it, connections and all."""
+        try:
+            return await self.flush(shards, timeout_s, waits=False)
+        finally:
+            await self.close()
 
     def close_blocking(self) -> None:
         """Close the connections of our own event loop."""
-        PORTAL.run(self.close())
+        PORTAL.run(self.close(), otherwise=self.close())
 
     async def close(self) -> None:
         """Close the connections of the event loop that runs; a later flush opens new ones."""

@@ -53,7 +53,7 @@ def transaction_on(connection: Any) -> Transaction:
         OutboxContextError: It is of no driver that we know.
     """
     packages = {each.__module__.partition(".")[0] for each in type(connection).__mro__}
-    if "asyncpg" in packages:
+    if "asyncpg" in packages and hasattr(connection, "is_in_transaction"):
         from outboxd.producer.on_asyncpg import AsyncpgTransaction
 
         return AsyncpgTransaction(connection)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import decimal
 import json
@@ -438,6 +439,72 @@ async def test_a_cancelled_task_rolls_back(producer: Producer, connection: async
         await task
 
     assert await remaining(connection) == []
+
+
+async def test_a_context_that_ends_in_another_task_commits(producer: Producer, connection: asyncpg.Connection) -> None:
+    """As fixtures and dependencies do that are generators."""
+
+    async def generator() -> AsyncIterator[None]:
+        async with producer.context(connection) as outbox:
+            await outbox.save_many([member(1)])
+            yield
+
+    made = generator()
+
+    async def step() -> bool:
+        return await anext(made, True) is None
+
+    assert await asyncio.create_task(step())
+    assert not await asyncio.create_task(step())
+
+    assert not connection.is_in_transaction()
+    assert await objects(connection) == [1]
+
+
+@pytest.mark.parametrize("same", [True, False], ids=["same connection", "another connection"])
+@pytest.mark.parametrize("flush", [True, None])
+async def test_a_context_that_has_ended_is_around_nobody(
+    database: str, connection: asyncpg.Connection, same: bool, flush: bool | None
+) -> None:
+    seen = Recorder()
+    ended = asyncio.Event()
+    async with producing(database, seen) as producer, connected(database) as other:
+
+        async def later() -> None:
+            await ended.wait()
+            await save(producer, connection if same else other, member(2), flush=flush)
+
+        async with producer.context(connection, flush=True):
+            task = asyncio.create_task(later())
+            await asyncio.sleep(0)
+        ended.set()
+        await task
+
+    assert seen.objects == ([2] if flush else [])
+
+
+async def test_what_was_committed_inside_a_context_that_failed_is_flushed_with_the_outer_one(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    seen = Recorder()
+    async with (
+        producing(database, seen) as producer,
+        connected(database) as second,
+        producer.context(connection, flush=True),
+    ):
+        with contextlib.suppress(ZeroDivisionError):
+            async with producer.context(connection) as inner:
+                await inner.save_many([member(1)])
+                await save(producer, second, NewMessage(category="MEMBER", shard_identifier=2, object_identifier=7))
+                raise ZeroDivisionError
+
+    assert seen.objects == [7]
+
+
+@pytest.mark.parametrize("timeout_s", [0, -1, float("nan"), float("inf")])
+async def test_a_timeout_that_is_none(producer: Producer, connection: asyncpg.Connection, timeout_s: float) -> None:
+    with pytest.raises(errors.OutboxContextError, match="flush_timeout_s must be"):
+        producer.context(connection, flush=True, flush_timeout_s=timeout_s)
 
 
 async def test_the_default_is_what_use_says(producer: Producer, connection: asyncpg.Connection) -> None:

@@ -305,6 +305,55 @@ async def test_orm_changes_and_messages_are_one_transaction(database: str, conne
     assert len(await remaining(connection)) == 1
 
 
+async def test_a_receiver_that_blocks_its_loop_with_a_flush_of_its_own(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """It runs in the loop of blocking flushes, and would wait for itself."""
+
+    async def receive(message: Message) -> None:
+        if message.object_identifier == 1:
+            with psycopg.connect(database) as own, producer.context(own, flush=True) as inner:
+                inner.save("MEMBER", shard_identifier=2, object_identifier=2)
+
+    seen = Recorder(receive)
+    async with producing(database, seen) as producer, of_psycopg(database) as driver:
+
+        def produce() -> None:
+            with producer.context(driver.target, flush=True) as outbox:
+                outbox.save("MEMBER", shard_identifier=1, object_identifier=1)
+            producer.close_blocking()
+
+        async with asyncio.timeout(10):
+            await asyncio.to_thread(produce)
+
+    assert seen.objects == [1, 2]
+    assert await remaining(connection) == []
+
+
+async def test_a_commit_that_fails_leaves_the_session_usable(database: str, connection: asyncpg.Connection) -> None:
+    await connection.execute("CREATE TABLE account (id int PRIMARY KEY); INSERT INTO account VALUES (7)")
+    async with producing(database) as producer, of_session(database) as driver:
+        with pytest.raises(sqlalchemy.exc.IntegrityError):
+            _add_twice(producer, driver.target)
+        assert not driver.target.in_transaction()
+        with producer.context(driver.target) as outbox:
+            outbox.save("MEMBER", shard_identifier=1, object_identifier=2)
+
+    assert len(await remaining(connection)) == 1
+
+
+def _add_twice(producer: Producer, session: Session) -> None:
+    with producer.context(session) as outbox:
+        outbox.save("MEMBER", shard_identifier=1, object_identifier=1)
+        session.add(Account(id=7))
+
+
+async def test_a_pool_is_no_connection(database: str) -> None:
+    async with producing(database) as producer, asyncpg.create_pool(database, min_size=1, max_size=1) as pool:
+        with pytest.raises(errors.OutboxContextError, match=r"takes no asyncpg\.pool\.Pool"):
+            producer.context(pool)
+
+
 async def test_something_else_of_a_driver_s_is_refused(database: str) -> None:
     async with producing(database) as producer:
         engine = sqlalchemy.create_engine("postgresql+psycopg://")

@@ -586,6 +586,36 @@ async def test_sessions_are_used_again_and_closed_when_idle(
         await until(none_left)
 
 
+async def test_a_held_shard_does_not_keep_the_others(
+    database: str, connection: asyncpg.Connection, other: asyncpg.Connection
+) -> None:
+    await lock(other, 1)
+    seen = Recorder()
+    async with producing(database, seen, flush_timeout_s=0.3) as producer:
+        with pytest.raises(errors.OutboxFlushError, match="did not end"):
+            await _save_shards(producer, connection, 1, 2, 3)
+
+    assert seen.objects == [2, 3]
+
+
+async def test_event_loops_that_end_take_their_connections_along(database: str, connection: asyncpg.Connection) -> None:
+    seen = Recorder()
+    async with producing(database, seen) as producer:
+
+        async def once(number: int) -> None:
+            async with connected(database) as own:
+                await save(producer, own, obj=number)
+
+        for number in range(3):
+            await asyncio.to_thread(asyncio.run, once(number))
+        assert seen.objects == [0, 1, 2]
+
+        async def none_left() -> bool:
+            return not await outboxd_backends(connection, "flush")
+
+        await until(none_left)
+
+
 async def test_no_more_connections_than_allowed(database: str, connection: asyncpg.Connection) -> None:
     most = 0
 

@@ -117,12 +117,15 @@ async def test_a_failure_is_one_of_the_span(
     assert [event.name for event in span.events] == ["exception"]
 
 
-@pytest.mark.parametrize("headers", ["[1]", '"x"', '{"traceparent": 1}', '{"traceparent": "00-zz"}', "{}"])
+@pytest.mark.parametrize(
+    "headers", ['{"n": ' + "9" * 5000 + "}", "[1]", '"x"', '{"traceparent": 1}', '{"traceparent": "00-zz"}', "{}"]
+)
 async def test_headers_of_others_are_no_trouble(
     database: str, connection: asyncpg.Connection, spans: InMemorySpanExporter, headers: str
 ) -> None:
     await write(connection)
     await connection.execute("UPDATE outbox SET headers = $1", headers)
+    await write(connection)
     seen = Recorder()
     await drain_once(database, seen)
 
