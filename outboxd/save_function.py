@@ -25,14 +25,25 @@ class Function(NamedTuple):
     set_mark: str
 
 
-def functions(config: Config) -> list[Function]:
+Types = dict[str, tuple[str, str]]
+"""Of each outbox, by name, the types of its columns shard_identifier and object_identifier."""
+_WIDEST = {"smallint": "bigint", "integer": "bigint", "character varying": "text"}
+"""What is cast to: the INSERT itself makes the column's type of it, and refuses what is beyond."""
+
+
+def functions(config: Config, types: Types | None = None) -> list[Function]:
     """
     Return the overloads for the outboxes of the silo mode.
 
     A message goes where the contract says: without a name, to the one outbox that shards by region exactly when it has
     one.
+
+    Args:
+        config: Its `outboxes` and schema.
+        types: As the tables are; None: as they are configured.
     """
-    return [_function(config, identifier) for identifier in IDENTIFIERS]
+    found = types or {outbox.name: (outbox.key_type, outbox.key_type) for outbox in config.outboxes}
+    return [_function(config, identifier, found) for identifier in IDENTIFIERS]
 
 
 def marks_query(config: Config) -> str:
@@ -48,16 +59,11 @@ def _types(identifier: str) -> str:
     return f"text, {identifier}, {identifier}, jsonb, text, jsonb, text"
 
 
-def _function(config: Config, identifier: str) -> Function:
-    outboxes = list(enumerate(config.outboxes, 1))
+def _function(config: Config, identifier: str, types: Types) -> Function:
     names = {
         "schema": sql.quote(config.schema),
         "identifier": identifier,
-        "declarations": "".join(_part("declaration", outbox, number) for number, outbox in outboxes),
-        "branches": "".join(
-            _part("branch_with_region" if contract.has_region(outbox) else "branch", outbox, number)
-            for number, outbox in outboxes
-        ),
+        "branches": "".join(_branch(outbox, types[outbox.name]) for outbox in config.outboxes),
         "without_region": _only([o for o in config.outboxes if not contract.has_region(o)]),
         "with_region": _only([o for o in config.outboxes if contract.has_region(o)]),
         "hint": sql.literal(f"Outboxes: {', '.join(map(_shown, config.outboxes))}. Name one: outbox => '…'."),
@@ -71,13 +77,15 @@ def _function(config: Config, identifier: str) -> Function:
     return Function(identifier, create, mark, set_mark)
 
 
-def _part(statement: str, outbox: OutboxConfig, number: int) -> str:
+def _branch(outbox: OutboxConfig, types: tuple[str, str]) -> str:
+    statement = _STATEMENTS["branch_with_region" if contract.has_region(outbox) else "branch"]
     names = {
         "table": sql.quote_qualified(outbox.table),
-        "number": str(number),
         "name": sql.literal(outbox.name),
+        "shard_type": _WIDEST.get(types[0], types[0]),
+        "object_type": _WIDEST.get(types[1], types[1]),
     }
-    return "\n" + sql.Renderer(names, {}).render(sql.without_header(_STATEMENTS[statement]).strip("\n"))
+    return "\n" + sql.Renderer(names, {}).render(sql.without_header(statement).strip("\n"))
 
 
 def _only(outboxes: list[OutboxConfig]) -> str:

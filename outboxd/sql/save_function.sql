@@ -2,9 +2,9 @@
 -- configuration has changed.
 
 -- name: save
--- One for each type that an identifier may be given as. What is given is converted to the column's type by assignment,
--- so that the one for text serves every table: drivers that send parameters without a type choose that one.
--- Its statements are static, so that each session plans them once.
+-- One for each type that an identifier may be given as. What is given is cast to the column's type, so that the one for
+-- text serves every table: drivers that send parameters without a type choose that one. Its statements are static, so that
+-- each session plans them once; and only those that it meets, so that a missing table breaks its own outbox only (I14).
 CREATE OR REPLACE FUNCTION {schema}.save(
     category text,
     shard_identifier {identifier},
@@ -17,7 +17,7 @@ CREATE OR REPLACE FUNCTION {schema}.save(
 DECLARE
     known {schema}.category%ROWTYPE;
     wanted text := save.outbox;
-    number bigint;{declarations}
+    number bigint;
 BEGIN
     SELECT c.* INTO known FROM {schema}.category AS c WHERE c.name = save.category;
     IF known.value IS NULL THEN
@@ -37,12 +37,6 @@ BEGIN
 END
 {tag}
 
--- name: declaration
--- Identifiers in the types of one table.
-
-    shard_{number} {table}.shard_identifier%TYPE;
-    object_{number} {table}.object_identifier%TYPE;
-
 -- name: branch
 -- One outbox without regions. Headers are named only where there are some: the table may be without the column.
 
@@ -51,15 +45,19 @@ END
             RAISE EXCEPTION '%: outbox % takes no region_name', save.category, wanted
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
-        shard_{number} := save.shard_identifier;
-        object_{number} := save.object_identifier;
         IF save.headers IS NULL THEN
             INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload)
-            VALUES (known.scope_value, shard_{number}, known.value, object_{number}, save.payload)
+            VALUES (
+                known.scope_value, CAST(save.shard_identifier AS {shard_type}),
+                known.value, CAST(save.object_identifier AS {object_type}), save.payload
+            )
             RETURNING id INTO number;
         ELSE
             INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload, headers)
-            VALUES (known.scope_value, shard_{number}, known.value, object_{number}, save.payload, save.headers)
+            VALUES (
+                known.scope_value, CAST(save.shard_identifier AS {shard_type}),
+                known.value, CAST(save.object_identifier AS {object_type}), save.payload, save.headers
+            )
             RETURNING id INTO number;
         END IF;
 
@@ -71,12 +69,11 @@ END
             RAISE EXCEPTION '%: outbox % needs a region_name', save.category, wanted
                 USING ERRCODE = 'invalid_parameter_value';
         END IF;
-        shard_{number} := save.shard_identifier;
-        object_{number} := save.object_identifier;
         IF save.headers IS NULL THEN
             INSERT INTO {table} (region_name, shard_scope, shard_identifier, category, object_identifier, payload)
             VALUES (
-                save.region_name, known.scope_value, shard_{number}, known.value, object_{number}, save.payload
+                save.region_name, known.scope_value, CAST(save.shard_identifier AS {shard_type}),
+                known.value, CAST(save.object_identifier AS {object_type}), save.payload
             )
             RETURNING id INTO number;
         ELSE
@@ -84,8 +81,8 @@ END
                 region_name, shard_scope, shard_identifier, category, object_identifier, payload, headers
             )
             VALUES (
-                save.region_name, known.scope_value, shard_{number}, known.value, object_{number}, save.payload,
-                save.headers
+                save.region_name, known.scope_value, CAST(save.shard_identifier AS {shard_type}),
+                known.value, CAST(save.object_identifier AS {object_type}), save.payload, save.headers
             )
             RETURNING id INTO number;
         END IF;

@@ -136,6 +136,22 @@ async def test_a_table_without_headers(pair: asyncpg.Connection) -> None:
         await save(pair, "'MEMBER', 1, 2, headers => '{}'")
 
 
+async def test_a_table_that_is_missing_breaks_its_own_outbox_only(pair: asyncpg.Connection) -> None:
+    await pair.execute("DROP TABLE control_outbox")
+    await save(pair, "'MEMBER', 1, 2")
+    with pytest.raises(asyncpg.UndefinedTableError, match="control_outbox"):
+        await save(pair, "'PROFILE', 1, 2, region_name => 'eu'")
+
+
+async def test_identifiers_of_two_types(connection: asyncpg.Connection) -> None:
+    await connection.execute("ALTER TABLE outbox ALTER object_identifier TYPE text")
+    await migrate(connection, PAIR)
+    await save(connection, "'MEMBER', '7', 'x'")
+    row = await connection.fetchrow("SELECT shard_identifier, object_identifier FROM outbox")
+    assert row is not None
+    assert tuple(row) == (7, "x")
+
+
 async def test_it_follows_the_configuration(connection: asyncpg.Connection) -> None:
     await migrate(connection, configure(REGION))
     assert "schema outboxd: function save written" in await migrate(connection, PAIR)
