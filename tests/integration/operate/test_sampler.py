@@ -375,7 +375,7 @@ async def test_the_opening_of_a_session_does_not_count_as_a_difference_of_clocks
         monkeypatch.setattr("outboxd.sampler.time.time", lambda: real() - (0 if "sample" in openings else 100))
         await made.measure()
 
-        assert openings[0] == "sample"
+        assert "sample" in openings
         assert pipeline.branches[0].meter.clock_ahead_s == pytest.approx(0, abs=5)
 
 
