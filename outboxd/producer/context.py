@@ -15,7 +15,7 @@ import random
 import time
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from outboxd import errors
+from outboxd import errors, log
 from outboxd.deliver import is_delivering
 from outboxd.producer import counts
 from outboxd.producer.draft import NewMessage
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from outboxd.producer.producer import Producer
     from outboxd.producer.transaction import Transaction
 
+_log = log.get()
 _around: contextvars.ContextVar[OutboxContext | None] = contextvars.ContextVar("outboxd_context", default=None)
 
 FIRST_LOOK_S, LOOK_S_MAX = 0.005, 0.25
@@ -62,8 +63,9 @@ class OutboxContext:
         self._joins = False
         self._token: contextvars.Token[OutboxContext | None] | None = None
         self._saved: list[Batch] = []
-        self._deferred: list[Batch] = []
+        self._deferred: list[tuple[Producer, list[Batch]]] = []
         self._is_open = False
+        self._is_committed = False
         self.flush = False
         """Whether what is saved here is flushed after the commit."""
 
@@ -120,7 +122,7 @@ class OutboxContext:
                     hint="Give outbox_context the connection, or say flush=False.",
                 )
             return
-        if self.flush and self._joins:
+        if self.flush and self._joins and self._transaction.after_commit is None:
             raise errors.OutboxContextError(
                 "flush=True inside an open transaction: nobody can tell when it is committed",
                 hint="Let outbox_context open the outermost transaction, or say flush=False.",
@@ -145,21 +147,50 @@ class OutboxContext:
             self._outer._saved += self._saved
             self._outer._deferred += self._deferred
             return
+        await self._commit(self._transaction)
+        if self._is_committed and not (self._joins and self._transaction.after_commit):
+            await self._finish()
+
+    async def _commit(self, transaction: Transaction) -> None:
         flushed = [batch for batch in self._saved if batch.flush]
-        if flushed and not self._producer.can_flush:
+        try:
+            if flushed and not self._producer.can_flush:
+                await self._producer.wake(transaction, flushed)
+            if transaction.after_commit is not None:
+                transaction.after_commit(self._hear_of_commit)
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await transaction.commit()
+        if transaction.after_commit is None:
+            self._is_committed = True
+
+    def _hear_of_commit(self) -> None:
+        """Finish what was written in a transaction of the application's; nobody is there to be told of an error."""
+        self._is_committed = True
+        if self._joins:
             try:
-                await self._producer.wake(self._transaction, flushed)
-            except BaseException:
-                await self._transaction.rollback()
-                raise
-        await self._transaction.commit()
+                at_once(self._finish())
+            except errors.OutboxFlushError as exc:
+                _log.warning("flush.failed", error=str(exc), message_id=exc.message.id if exc.message else None)
+
+    async def _finish(self) -> None:
+        """Count and flush what is committed."""
         for batch in self._saved:
             counts.save(batch.outbox.name, batch.categories)
-        enclosing = _with_transaction(self._around)
+        flushed = [batch for batch in self._saved if batch.flush]
+        pending = [(self._producer, flushed), *self._deferred]
+        enclosing = _with_transaction(_around.get())
         if enclosing is not None:  # on another connection: receivers wait until that one has ended, too
-            enclosing._deferred += flushed
-        elif self._producer.can_flush:
-            await self._flush(flushed + self._deferred)
+            enclosing._deferred += pending
+            return
+        by_producer: dict[Producer, list[Batch]] = {}
+        for producer, batches in pending:
+            if producer.can_flush:
+                by_producer.setdefault(producer, []).extend(batches)
+        failed = [exc for producer in by_producer if (exc := await self._flush(producer, by_producer[producer]))]
+        if failed:
+            raise failed[0]
 
     async def save(
         self,
@@ -241,7 +272,7 @@ class OutboxContext:
     def _is_sync(self) -> bool:
         return self._transaction is not None and self._transaction.is_sync
 
-    async def _flush(self, batches: list[Batch]) -> None:
+    async def _flush(self, producer: Producer, batches: list[Batch]) -> errors.OutboxFlushError | None:
         """Drain the shards that were written in; the first problem becomes the error."""
         shards: dict[tuple[int, ShardKey], Flushed] = {}
         for batch in batches:
@@ -252,33 +283,26 @@ class OutboxContext:
                     shards[batch.table.oid, shard] = flushed
                 flushed.ids.append(id_)
         if not shards:
-            return
+            return None
         try:
-            problems = await self._drain(list(shards.values()))
+            problems = await self._drain(producer, list(shards.values()))
         except errors.PoolerError:
-            self._producer.is_pooled = True
+            producer.is_pooled = True
             assert self._transaction is not None
-            await self._producer.wake(self._transaction, batches)
-            return
+            await producer.wake(self._transaction, batches)
+            return None
         except errors.OutboxdError as exc:
-            first = self._producer.message_of(batches[0], batches[0].ids[0])
-            raise errors.OutboxFlushError(f"{exc}; the daemon delivers later", first) from exc
-        if problems:
-            raise self._error(problems[0], batches)
+            first = producer.message_of(batches[0], batches[0].ids[0])
+            error = errors.OutboxFlushError(f"{exc}; the daemon delivers later", first)
+            error.__cause__ = exc
+            return error
+        return _error(producer, problems[0], batches) if problems else None
 
-    async def _drain(self, shards: list[Flushed]) -> list[Unflushed]:
+    async def _drain(self, producer: Producer, shards: list[Flushed]) -> list[Unflushed]:
         waits = not is_delivering.get()
         if self._is_sync:
-            return self._producer.flush_blocking(shards, self._timeout_s, waits=waits)
-        return await self._producer.flush(shards, self._timeout_s, waits=waits)
-
-    def _error(self, problem: Unflushed, batches: list[Batch]) -> errors.OutboxFlushError:
-        message = problem.message
-        if message is None:
-            flushed = problem.flushed
-            own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
-            message = self._producer.message_of(own, flushed.ids[0])
-        return errors.OutboxFlushError(problem.error, message)
+            return producer.flush_blocking(shards, self._timeout_s, waits=waits)
+        return await producer.flush(shards, self._timeout_s, waits=waits)
 
 
 class SyncOutbox:
@@ -338,6 +362,15 @@ def _on(transaction: Transaction | None, around: OutboxContext | None) -> Outbox
             return around
         around = around._around
     return None
+
+
+def _error(producer: Producer, problem: Unflushed, batches: list[Batch]) -> errors.OutboxFlushError:
+    message = problem.message
+    if message is None:
+        flushed = problem.flushed
+        own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
+        message = producer.message_of(own, flushed.ids[0])
+    return errors.OutboxFlushError(problem.error, message)
 
 
 def _with_transaction(around: OutboxContext | None) -> OutboxContext | None:
