@@ -344,6 +344,11 @@ class SyncOutbox:
         at_once(self._context.delivered(timeout_s))
 
 
+def is_inside() -> bool:
+    """Whether a context is around, which says then whether there is a flush."""
+    return _around.get() is not None
+
+
 def at_once(work: Coroutine[Any, Any, Result]) -> Result:
     """Run a coroutine that never suspends, because its connection blocks instead."""
     try:

@@ -19,10 +19,27 @@ from typing import TYPE_CHECKING, Any
 from outboxd import registry
 
 if TYPE_CHECKING:
+    from outboxd.contrib.django.models import OutboxProducingModel
+    from outboxd.contrib.django.querysets import OutboxProducingManager, OutboxProducingQuerySet
     from outboxd.model import Message
     from outboxd.producer.context import OutboxContext
 
-__all__ = ["outbox_context", "receiver"]
+__all__ = ["OutboxProducingManager", "OutboxProducingModel", "OutboxProducingQuerySet", "outbox_context", "receiver"]
+
+_MODULES = {
+    "OutboxProducingManager": "querysets",
+    "OutboxProducingModel": "models",
+    "OutboxProducingQuerySet": "querysets",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import models only when they are asked for: this package is imported before Django is ready for them."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def outbox_context(

@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from django.apps import apps
+
 from tests.integration.django.shop.models import Plain
 
 if TYPE_CHECKING:
@@ -22,11 +24,17 @@ def test_what_stands_there_runs(db: Database) -> None:
     module.Member = Plain
     sys.modules[module.__name__] = module
     for block in BLOCKS:
-        exec(compile(block.replace("MEMBER_UPDATE", "TEAM"), "docs/producers.md", "exec"), vars(module))
+        exec(
+            compile(block.replace("MEMBER_UPDATE", "TEAM"), "docs/producers.md", "exec", dont_inherit=True),
+            vars(module),
+        )
     del sys.modules[module.__name__]
+    del apps.all_models["shop"]["employee"]
+    apps.clear_cache()
 
     member = Plain.objects.create(slug="ada")
     member.organization_id = 7  # type: ignore[attr-defined]
     module.rename_in_django(member, "grace")
     assert Plain.objects.get().slug == "grace"
+    assert module.Employee(slug="ada").outbox_payload() == {"slug": "ada"}
     assert db.objects == []

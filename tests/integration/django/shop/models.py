@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from typing import Any
+
 from django.db import models
+
+from outboxd.contrib.django import OutboxProducingModel
 
 
 class Plain(models.Model):
@@ -12,4 +16,48 @@ class Plain(models.Model):
         app_label = "shop"
 
 
-EVERY = [Plain]
+class Organization(models.Model):
+    members: Any
+    teams: Any
+
+    class Meta:
+        app_label = "shop"
+
+
+class Member(OutboxProducingModel):
+    """Of its updates, those of the slug count."""
+
+    organization = models.ForeignKey(Organization, models.CASCADE, related_name="members")
+    organization_id: int
+    slug = models.CharField(max_length=20)
+    seen = models.IntegerField(default=0)
+
+    outbox_category = "MEMBER"
+    outbox_shard = "organization"
+    outbox_fields = ("slug",)
+
+    class Meta:
+        app_label = "shop"
+
+    def outbox_payload(self) -> Any:
+        return {"slug": self.slug}
+
+
+class Team(OutboxProducingModel):
+    """It is flushed, and every update counts; the shard is computed."""
+
+    number = models.IntegerField(default=0)
+    organization = models.ForeignKey(Organization, models.SET_NULL, null=True, related_name="teams")
+
+    outbox_category = "TEAM"
+    outbox_shard = "shard"
+    default_flush = True
+
+    class Meta:
+        app_label = "shop"
+
+    def shard(self) -> int:
+        return 100 + int(self.number)
+
+
+EVERY: list[type[models.Model]] = [Plain, Organization, Member, Team]

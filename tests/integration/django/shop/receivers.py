@@ -45,3 +45,7 @@ def objects() -> list[object]:
 
 def is_connected() -> bool:
     return connection.connection is not None
+
+
+def shards() -> list[object]:
+    return [message.shard_identifier for message in seen]
