@@ -6,7 +6,6 @@ The tests are plain functions: Django refuses to be used in a thread where an ev
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -16,20 +15,14 @@ import pytest
 from django.conf import settings
 from django.db import connections
 from django.test import override_settings
-from psycopg.conninfo import conninfo_to_dict
 
-_DATABASE: dict[str, Any] = {"ENGINE": "django.db.backends.postgresql"}
-if not settings.configured:
-    settings.configure(
-        DATABASES={"default": dict(_DATABASE), "archive": dict(_DATABASE)},
-        INSTALLED_APPS=["outboxd.contrib.django", "tests.integration.django.shop"],
-        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        LOGGING_CONFIG=None,
-        USE_TZ=True,
-    )
+from tests.integration.django import project
+
+if not settings.configured:  # not as a module: that would set the time zone of this process
+    settings.configure(**{name: value for name, value in vars(project).items() if name.isupper()})
     django.setup()
 
-from tests.integration.django.shop import models, receivers  # noqa: E402  they need the settings
+from tests.integration.django.shop import models, receivers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,15 +112,8 @@ def archive(db: Database, archive_database: str, tmp_path: Path) -> Iterator[Dat
 
 
 def _opened(alias: str, dsn: str) -> Iterator[Database]:
-    parts = conninfo_to_dict(dsn)
     connections[alias].close()
-    connections[alias].settings_dict.update(
-        NAME=parts["dbname"],
-        USER=parts.get("user", ""),
-        PASSWORD=parts.get("password", ""),
-        HOST=parts.get("host", ""),
-        PORT=parts.get("port", ""),
-    )
+    connections[alias].settings_dict.update(project.database(dsn))
     receivers.forget()
     with connections[alias].schema_editor() as editor:
         for model in models.EVERY:
@@ -145,10 +131,3 @@ def close_flushers() -> None:
 
     for producer in configuration.loaded():
         producer.close_blocking()
-
-
-@pytest.fixture
-def lines(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """What is logged from warnings on."""
-    caplog.set_level(logging.WARNING)
-    return caplog
