@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from django.apps import AppConfig
+from django.core.checks import Tags, register
 
 
 class OutboxdConfig(AppConfig):
@@ -13,8 +14,9 @@ class OutboxdConfig(AppConfig):
     verbose_name = "outboxd"
 
     def ready(self) -> None:
-        """Tell the producers where their configuration is; it is loaded when the first message is written."""
+        """Tell the producers where their configuration is, which is loaded with the first message; check models."""
         from outboxd import producer
-        from outboxd.contrib.django import configuration
+        from outboxd.contrib.django import checks, configuration
 
         producer.choose_by(configuration.producer_on)
+        register(checks.check_models, Tags.models)
