@@ -1,21 +1,32 @@
-"""Which configuration of outboxd a database of the settings has: `OUTBOXD_CONFIG`, or the usual places."""
+"""
+Which configuration of outboxd a database of the settings has: `OUTBOXD_CONFIG`, or the usual places.
+
+The database itself is the configuration's, because Django may go through a pooler. But in tests it is Django's: else
+what a test flushes would be somebody else's messages.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from django.conf import settings
+from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
-from django.db import DEFAULT_DB_ALIAS
+from django.db import DEFAULT_DB_ALIAS, connections
+from psycopg.conninfo import make_conninfo
 
-from outboxd.producer import Producer
+from outboxd import load, log
+from outboxd.producer import Producer, counts
 from outboxd.producer.on_django import alias_of
 
-_producers: dict[Path | None, Producer] = {}
+_PARAMETERS = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")
+_producers: dict[tuple[Path | None, str], Producer] = {}
 _lock = threading.Lock()
 
 
@@ -46,11 +57,33 @@ def producer_of(alias: str) -> Producer:
     Raises:
         ConfigError: The configuration is missing or wrong.
     """
-    path = path_of(alias)
+    key = (path_of(alias), str(connections[alias].settings_dict["NAME"]))
     with _lock:
-        if path not in _producers:
-            _producers[path] = Producer.load(path)
-        return _producers[path]
+        if key not in _producers:
+            counts.publish()
+            log.configure_as_library()
+            _producers[key] = Producer(load_of(alias))
+        return _producers[key]
+
+
+def load_of(alias: str) -> load.Loaded:
+    """
+    Load the configuration for a database.
+
+    Raises:
+        ConfigError: It is missing or wrong.
+    """
+    loaded = load.load(path_of(alias))
+    if load.session_dsn(loaded) and not hasattr(mail, "outbox"):  # Django's mark of a test environment
+        return loaded
+    config = msgspec.structs.replace(loaded.config, dsn=dsn_of(alias), session_dsn="")
+    return dataclasses.replace(loaded, config=config, secret_files={})
+
+
+def dsn_of(alias: str) -> str:
+    """Write down where Django connects to."""
+    given = connections[alias].get_connection_params()
+    return make_conninfo(**{name: given[name] for name in _PARAMETERS if given.get(name)})
 
 
 def loaded() -> list[Producer]:

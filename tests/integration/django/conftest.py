@@ -54,6 +54,7 @@ class Database:
 
     def __init__(self, dsn: str) -> None:
         self.dsn = dsn
+        self.name = urlsplit(dsn).path[1:]
         self._connection = psycopg.connect(dsn, autocommit=True)
 
     def rows(self, statement: str = "SELECT shard_identifier, object_identifier FROM outbox ORDER BY id") -> list[Any]:

@@ -36,5 +36,6 @@ def test_what_stands_there_runs(db: Database) -> None:
     member.organization_id = 7  # type: ignore[attr-defined]
     module.rename_in_django(member, "grace")
     assert Plain.objects.get().slug == "grace"
+    assert module.HiringTest.test_others_hear_of_it
     assert module.Employee(slug="ada").outbox_payload() == {"slug": "ada"}
     assert db.objects == []
