@@ -21,15 +21,24 @@ from outboxd import registry
 if TYPE_CHECKING:
     from outboxd.contrib.django.models import OutboxProducingModel
     from outboxd.contrib.django.querysets import OutboxProducingManager, OutboxProducingQuerySet
+    from outboxd.contrib.django.replication import replicating
     from outboxd.model import Message
     from outboxd.producer.context import OutboxContext
 
-__all__ = ["OutboxProducingManager", "OutboxProducingModel", "OutboxProducingQuerySet", "outbox_context", "receiver"]
+__all__ = [
+    "OutboxProducingManager",
+    "OutboxProducingModel",
+    "OutboxProducingQuerySet",
+    "outbox_context",
+    "receiver",
+    "replicating",
+]
 
 _MODULES = {
     "OutboxProducingManager": "querysets",
     "OutboxProducingModel": "models",
     "OutboxProducingQuerySet": "querysets",
+    "replicating": "replication",
 }
 
 

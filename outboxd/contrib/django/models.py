@@ -13,13 +13,16 @@ Models whose changes have their messages in the same transaction.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models, router
 from django.db.models.signals import class_prepared, post_save, pre_delete
 
 from outboxd.contrib.django import messages
 from outboxd.contrib.django.querysets import OutboxProducingManager
+
+if TYPE_CHECKING:
+    from outboxd.model import Message
 
 
 class OutboxProducingModel(models.Model):
@@ -54,6 +57,19 @@ class OutboxProducingModel(models.Model):
     def outbox_region(self) -> str | None:
         """Return the region, where the outbox shards by region."""
         return None
+
+    def handle_async_replication(self, message: Message) -> None:
+        """
+        Tell others how this row is now; called by what `replicating` makes, with the row as it stands in the database.
+
+        It may come more than once for the same change. Whatever it raises has the message tried again.
+        """
+        raise NotImplementedError(f"{type(self).__qualname__} has no handle_async_replication")
+
+    @classmethod
+    def handle_async_deletion(cls, identifier: Any, message: Message) -> None:
+        """Tell others that there is no such row; *identifier* is what its primary key was."""
+        raise NotImplementedError(f"{cls.__qualname__} has no handle_async_deletion")
 
     def save_base(
         self,

@@ -42,6 +42,9 @@ value = 0
 [categories.MEMBER]
 value = 1
 scope = "ORGANIZATION_SCOPE"
+[categories.ACCOUNT]
+value = 3
+scope = "ORGANIZATION_SCOPE"
 [categories.TEAM]
 value = 2
 scope = "ORGANIZATION_SCOPE"

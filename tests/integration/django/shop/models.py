@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.db import models
 
 from outboxd.contrib.django import OutboxProducingModel
+
+if TYPE_CHECKING:
+    from outboxd import Message
 
 
 class Plain(models.Model):
@@ -60,4 +63,25 @@ class Team(OutboxProducingModel):
         return 100 + int(self.number)
 
 
-EVERY: list[type[models.Model]] = [Plain, Organization, Member, Team]
+class Account(OutboxProducingModel):
+    """Its rows are told of by itself."""
+
+    slug = models.CharField(max_length=20)
+
+    outbox_category = "ACCOUNT"
+    outbox_shard = "pk"
+    default_flush = True
+    told: ClassVar[list[tuple[Any, ...]]] = []
+
+    class Meta:
+        app_label = "shop"
+
+    def handle_async_replication(self, message: Message) -> None:
+        self.told.append((self.pk, self.slug, message.coalesced))
+
+    @classmethod
+    def handle_async_deletion(cls, identifier: Any, message: Message) -> None:
+        cls.told.append((identifier, message.category_name))
+
+
+EVERY: list[type[models.Model]] = [Plain, Organization, Member, Team, Account]

@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from django.db import connection
-
-from outboxd.contrib.django import receiver
-from tests.integration.django.shop.models import Plain
+from outboxd.contrib.django import receiver, replicating
+from tests.integration.django.shop.models import Account, Plain
 
 if TYPE_CHECKING:
     from outboxd import Message
@@ -16,7 +14,6 @@ if TYPE_CHECKING:
 seen: list[Message] = []
 read: list[str] = []
 threads: set[int] = set()
-left_open: list[bool] = []
 broken: set[object] = set()
 """Objects whose delivery fails."""
 
@@ -34,17 +31,16 @@ def team(message: Message) -> None:
     _take(message)
 
 
+replicate_account = replicating(Account)
+
+
 def forget() -> None:
-    for each in (seen, read, threads, left_open, broken):
+    for each in (seen, read, threads, broken, Account.told):
         each.clear()
 
 
 def objects() -> list[object]:
     return [message.object_identifier for message in seen]
-
-
-def is_connected() -> bool:
-    return connection.connection is not None
 
 
 def shards() -> list[object]:
