@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Sequence
 
 from outboxd import commands
 
 
-def main() -> None:
-    """Run the command line of this process and exit with its code."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command line, by default that of this process, and exit with its code."""
     _open_what_is_closed()
-    code = commands.run()
+    code = commands.run(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):

@@ -103,6 +103,7 @@ async def outboxd(
     cwd: Path | None = None,
     module_path: Path | None = None,
     through: Sequence[str] = (),
+    program: Sequence[str] = ("outboxd",),
 ) -> AsyncIterator[Outboxd]:
     """
     Start `python -m outboxd` and kill it at the end, if it still runs.
@@ -114,10 +115,11 @@ async def outboxd(
         cwd: Where it runs; None: the repository, which has no outboxd.toml.
         module_path: A further directory for its imports, e.g. of receivers.
         through: A program that becomes ours, e.g. `sh -c 'exec "$@"' sh`.
+        program: The module that is run, and what stands before the arguments.
     """
     paths = [str(ROOT), *([str(module_path)] if module_path else [])]
     process = await asyncio.create_subprocess_exec(
-        *(*through, sys.executable, "-m", "outboxd", *(["--config", str(config)] if config else []), *arguments),
+        *(*through, sys.executable, "-m", *program, *(["--config", str(config)] if config else []), *arguments),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

@@ -25,7 +25,7 @@ from sqlalchemy.orm import Mapper
 from outboxd import errors
 from outboxd.producer import counts
 from outboxd.producer import default as default_producer
-from outboxd.producer.context import at_once
+from outboxd.producer.blocking import at_once
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.on_sqlalchemy import SqlalchemyTransaction
 

@@ -8,11 +8,14 @@ from outboxd.producer.draft import NewMessage
 from outboxd.producer.producer import Producer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from outboxd.producer.context import OutboxContext
 
-__all__ = ["NewMessage", "Producer", "default", "outbox_context", "use"]
+__all__ = ["NewMessage", "Producer", "choose_by", "default", "outbox_context", "use"]
 
 _default: Producer | None = None
+_choose: Callable[[Any], Producer] | None = None
 
 
 def outbox_context(
@@ -26,8 +29,8 @@ def outbox_context(
             await outbox.save("ORGANIZATION_MEMBER_UPDATE", shard_identifier=1, object_identifier=2)
 
     Args:
-        connection: An asyncpg connection, also one that a pool has lent. None: only *flush* is said, for the contexts
-            inside.
+        connection: A connection or session of a driver that we know, also one that a pool has lent; for Django
+            `transaction.atomic()`. None: only *flush* is said, for the contexts inside.
         flush: Drain the shards that were written in right after the commit, by the receivers of this process; where it
             has none, wake the daemon. False: only write. None: as the context around says; False where there is none.
         flush_timeout_s: How long the flush may take, in seconds; None: `[producer] flush_timeout_s`.
@@ -38,7 +41,7 @@ def outbox_context(
             tries it again.
         ConfigError: The configuration is missing or wrong.
     """
-    return default().context(connection, flush=flush, flush_timeout_s=flush_timeout_s)
+    return default(connection).context(connection, flush=flush, flush_timeout_s=flush_timeout_s)
 
 
 def use(producer: Producer | None) -> None:
@@ -47,8 +50,16 @@ def use(producer: Producer | None) -> None:
     _default = producer
 
 
-def default() -> Producer:
+def choose_by(choose: Callable[[Any], Producer] | None) -> None:
+    """Let a framework tell which one a connection gets, where nobody has said `use`."""
+    global _choose
+    _choose = choose
+
+
+def default(connection: Any = None) -> Producer:
     """Return what `outbox_context` uses; loads the configuration at the first call."""
+    if _default is None and _choose is not None:
+        return _choose(connection)
     if _default is None:
         use(Producer.load())
     assert _default is not None

@@ -14,18 +14,17 @@ import contextlib
 import contextvars
 import random
 import time
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self
 
-from outboxd import errors
+from outboxd import errors, log
 from outboxd.deliver import is_delivering
 from outboxd.producer import counts
+from outboxd.producer.blocking import SyncOutbox, at_once
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.seat import Flushed
 
-Result = TypeVar("Result")
-
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from types import TracebackType
 
     from outboxd.model import ShardKey
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from outboxd.producer.producer import Producer
     from outboxd.producer.transaction import Transaction
 
+_log = log.get()
 _around: contextvars.ContextVar[OutboxContext | None] = contextvars.ContextVar("outboxd_context", default=None)
 
 FIRST_LOOK_S, LOOK_S_MAX = 0.005, 0.25
@@ -63,8 +63,9 @@ class OutboxContext:
         self._joins = False
         self._token: contextvars.Token[OutboxContext | None] | None = None
         self._saved: list[Batch] = []
-        self._deferred: list[Batch] = []
+        self._deferred: list[tuple[Producer, list[Batch]]] = []
         self._is_open = False
+        self._is_committed = False
         self.flush = False
         """Whether what is saved here is flushed after the commit."""
 
@@ -121,7 +122,7 @@ class OutboxContext:
                     hint="Give outbox_context the connection, or say flush=False.",
                 )
             return
-        if self.flush and self._joins:
+        if self.flush and self._joins and self._transaction.after_commit is None:
             raise errors.OutboxContextError(
                 "flush=True inside an open transaction: nobody can tell when it is committed",
                 hint="Let outbox_context open the outermost transaction, or say flush=False.",
@@ -148,26 +149,23 @@ class OutboxContext:
             self._outer._saved += self._saved
             self._outer._deferred += self._deferred
             return
-        flushed = [batch for batch in self._saved if batch.flush]
-        if flushed and not self._producer.can_flush:
-            try:
-                await self._producer.wake(self._transaction, flushed)
-            except BaseException:
-                await self._transaction.rollback()
-                raise
-        await self._commit(self._transaction)
-        for batch in self._saved:
-            counts.save(batch.outbox.name, batch.categories)
-        flushed += self._deferred
-        if not self._defer_to_around(flushed) and self._producer.can_flush:
-            await self._flush(flushed)
+        await self._wake_and_commit(self._transaction)
+        if self._is_committed and not (self._joins and self._transaction.after_commit):
+            await self._finish()
 
-    def _defer_to_around(self, batches: list[Batch]) -> bool:
-        """Leave the flush to a context on another connection that is open still: receivers wait for its end, too."""
-        enclosing = _with_transaction(_that_is_open(self._around))
-        if enclosing is not None:
-            enclosing._deferred += batches
-        return enclosing is not None
+    async def _wake_and_commit(self, transaction: Transaction) -> None:
+        flushed = [batch for batch in self._saved if batch.flush]
+        try:
+            if flushed and not self._producer.can_flush:
+                await self._producer.wake(transaction, flushed)
+            if transaction.after_commit is not None:
+                transaction.after_commit(self._hear_of_commit)
+        except BaseException:
+            await transaction.rollback()
+            raise
+        await self._commit(transaction)
+        if transaction.after_commit is None:
+            self._is_committed = True
 
     async def _commit(self, transaction: Transaction) -> None:
         try:
@@ -176,6 +174,37 @@ class OutboxContext:
             with contextlib.suppress(Exception):  # most drivers have rolled back by now; SQLAlchemy's sessions have not
                 await transaction.rollback()
             raise
+
+    def _hear_of_commit(self) -> None:
+        """Finish what was written in a transaction of the application's; nobody is there to be told of an error."""
+        self._is_committed = True
+        if self._joins:
+            try:
+                at_once(self._finish())
+            except errors.OutboxFlushError as exc:
+                _log.warning("flush.failed", error=str(exc), message_id=exc.message.id if exc.message else None)
+
+    async def _finish(self) -> None:
+        """Count and flush what is committed."""
+        for batch in self._saved:
+            counts.save(batch.outbox.name, batch.categories)
+        pending = [(self._producer, [batch for batch in self._saved if batch.flush]), *self._deferred]
+        if self._defer_to_around(pending):
+            return
+        by_producer: dict[Producer, list[Batch]] = {}
+        for producer, batches in pending:
+            if producer.can_flush:
+                by_producer.setdefault(producer, []).extend(batches)
+        failed = [exc for producer in by_producer if (exc := await self._flush(producer, by_producer[producer]))]
+        if failed:
+            raise failed[0]
+
+    def _defer_to_around(self, pending: list[tuple[Producer, list[Batch]]]) -> bool:
+        """Leave the flush to a context on another connection that is open still: receivers wait for its end, too."""
+        enclosing = _with_transaction(_that_is_open(self._around))
+        if enclosing is not None:
+            enclosing._deferred += pending
+        return enclosing is not None
 
     async def save(
         self,
@@ -257,7 +286,7 @@ class OutboxContext:
     def _is_sync(self) -> bool:
         return self._transaction is not None and self._transaction.is_sync
 
-    async def _flush(self, batches: list[Batch]) -> None:
+    async def _flush(self, producer: Producer, batches: list[Batch]) -> errors.OutboxFlushError | None:
         """Drain the shards that were written in; the first problem becomes the error."""
         shards: dict[tuple[int, ShardKey], Flushed] = {}
         for batch in batches:
@@ -268,83 +297,31 @@ class OutboxContext:
                     shards[batch.table.oid, shard] = flushed
                 flushed.ids.append(id_)
         if not shards:
-            return
+            return None
         try:
-            problems = await self._drain(list(shards.values()))
+            problems = await self._drain(producer, list(shards.values()))
         except errors.PoolerError:
-            self._producer.is_pooled = True
+            producer.is_pooled = True
             assert self._transaction is not None
-            await self._producer.wake(self._transaction, batches)
-            return
+            await producer.wake(self._transaction, batches)
+            return None
         except errors.OutboxdError as exc:
-            first = self._producer.message_of(batches[0], batches[0].ids[0])
-            raise errors.OutboxFlushError(f"{exc}; the daemon delivers later", first) from exc
-        if problems:
-            raise self._error(problems[0], batches)
+            first = producer.message_of(batches[0], batches[0].ids[0])
+            error = errors.OutboxFlushError(f"{exc}; the daemon delivers later", first)
+            error.__cause__ = exc
+            return error
+        return _error(producer, problems[0], batches) if problems else None
 
-    async def _drain(self, shards: list[Flushed]) -> list[Unflushed]:
+    async def _drain(self, producer: Producer, shards: list[Flushed]) -> list[Unflushed]:
         waits = not is_delivering.get()
         if self._is_sync:
-            return self._producer.flush_blocking(shards, self._timeout_s, waits=waits)
-        return await self._producer.flush(shards, self._timeout_s, waits=waits)
-
-    def _error(self, problem: Unflushed, batches: list[Batch]) -> errors.OutboxFlushError:
-        message = problem.message
-        if message is None:
-            flushed = problem.flushed
-            own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
-            message = self._producer.message_of(own, flushed.ids[0])
-        return errors.OutboxFlushError(problem.error, message)
+            return producer.flush_blocking(shards, self._timeout_s, waits=waits)
+        return await producer.flush(shards, self._timeout_s, waits=waits)
 
 
-class SyncOutbox:
-    """What `with outbox_context(…)` yields, on a connection that blocks: as `OutboxContext`, without `await`."""
-
-    def __init__(self, context: OutboxContext) -> None:
-        self._context = context
-
-    def save(
-        self,
-        category: str,
-        *,
-        shard_identifier: Any,
-        object_identifier: Any,
-        payload: Any = None,
-        region_name: str | None = None,
-        headers: Mapping[str, Any] | None = None,
-        outbox: str | None = None,
-    ) -> int:
-        """Write one message in the transaction; see `OutboxContext.save`."""
-        return at_once(
-            self._context.save(
-                category,
-                shard_identifier=shard_identifier,
-                object_identifier=object_identifier,
-                payload=payload,
-                region_name=region_name,
-                headers=headers,
-                outbox=outbox,
-            )
-        )
-
-    def save_many(self, messages: Iterable[NewMessage]) -> list[int]:
-        """Write messages in the transaction; see `OutboxContext.save_many`."""
-        return at_once(self._context.save_many(messages))
-
-    def delivered(self, timeout_s: float) -> None:
-        """Wait until what was written here is gone from the outbox; see `OutboxContext.delivered`."""
-        at_once(self._context.delivered(timeout_s))
-
-
-def at_once(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine that never suspends, because its connection blocks instead."""
-    try:
-        work.send(None)
-    except StopIteration as end:
-        result: Result = end.value
-        return result
-    work.close()
-    raise AssertionError("a blocking connection has suspended")
+def is_inside() -> bool:
+    """Whether a context is around, which says then whether there is a flush."""
+    return _around.get() is not None
 
 
 def _on(transaction: Transaction | None, around: OutboxContext | None) -> OutboxContext | None:
@@ -361,6 +338,15 @@ def _that_is_open(around: OutboxContext | None) -> OutboxContext | None:
     while around is not None and not around._is_open:
         around = around._around
     return around
+
+
+def _error(producer: Producer, problem: Unflushed, batches: list[Batch]) -> errors.OutboxFlushError:
+    message = problem.message
+    if message is None:
+        flushed = problem.flushed
+        own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
+        message = producer.message_of(own, flushed.ids[0])
+    return errors.OutboxFlushError(problem.error, message)
 
 
 def _with_transaction(around: OutboxContext | None) -> OutboxContext | None:

@@ -12,6 +12,7 @@ class AsyncpgTransaction:
     """See `Transaction`."""
 
     is_sync = False
+    after_commit = None
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self._connection = connection

@@ -28,7 +28,7 @@ def transaction_on(connection: Any) -> Transaction:
     raise unknown(connection)
 
 
-def _statement(statement: str, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
+def as_psycopg(statement: str, args: tuple[Any, ...]) -> tuple[Any, dict[str, Any]]:
     """Write a statement's parameters as psycopg has them."""
     text = _PARAMETER.sub(r"%(p\1)s", statement.replace("%", "%%"))
     return text, {f"p{number}": value for number, value in enumerate(args, 1)}
@@ -42,6 +42,7 @@ class AsyncPsycopgTransaction:
     """See `Transaction`."""
 
     is_sync = False
+    after_commit = None
 
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
@@ -68,7 +69,7 @@ class AsyncPsycopgTransaction:
         """Run a statement."""
         was_open = self.is_open()
         async with self._connection.cursor(row_factory=dict_row) as cursor:
-            rows = await (await cursor.execute(*_statement(statement, args))).fetchall()
+            rows = await (await cursor.execute(*as_psycopg(statement, args))).fetchall()
         if not was_open and self.is_open():
             await self._connection.commit()
         return rows
@@ -82,6 +83,7 @@ class PsycopgTransaction:
     """See `Transaction`."""
 
     is_sync = True
+    after_commit = None
 
     def __init__(self, connection: psycopg.Connection[Any]) -> None:
         self._connection = connection
@@ -108,7 +110,7 @@ class PsycopgTransaction:
         """Run a statement."""
         was_open = self.is_open()
         with self._connection.cursor(row_factory=dict_row) as cursor:
-            rows = cursor.execute(*_statement(statement, args)).fetchall()
+            rows = cursor.execute(*as_psycopg(statement, args)).fetchall()
         if not was_open and self.is_open():
             self._connection.commit()
         return rows

@@ -50,6 +50,7 @@ class AsyncSqlalchemyTransaction:
     """See `Transaction`."""
 
     is_sync = False
+    after_commit = None
 
     def __init__(self, target: AsyncSession | AsyncConnection) -> None:
         self._target = target
@@ -90,6 +91,7 @@ class SqlalchemyTransaction:
     """See `Transaction`."""
 
     is_sync = True
+    after_commit = None
 
     def __init__(self, target: Session | Connection) -> None:
         self._target = target

@@ -21,20 +21,22 @@ class Portal:
         self._pid = 0
         self._thread: threading.Thread | None = None
 
-    def run(self, work: Coroutine[Any, Any, Result], *, otherwise: Coroutine[Any, Any, Result]) -> Result:
+    def run(self, work: Coroutine[Any, Any, Result], *, otherwise: Coroutine[Any, Any, Result] | None = None) -> Result:
         """
         Run to the end; whoever is interrupted meanwhile cancels it.
 
         Args:
             work: What is to be run.
-            otherwise: What is run instead, in a loop that ends with it, when our own loop's thread asks: it would wait
-                for itself.
+            otherwise: What is run instead when our own loop's thread asks, which would wait for itself: in a loop that
+                ends with it.
         """
         if threading.current_thread() is self._thread:
-            work.close()
+            if otherwise is not None:
+                work.close()
             with concurrent.futures.ThreadPoolExecutor(1) as executor:
-                return executor.submit(asyncio.run, otherwise).result()
-        otherwise.close()
+                return executor.submit(asyncio.run, work if otherwise is None else otherwise).result()
+        if otherwise is not None:
+            otherwise.close()
         future = asyncio.run_coroutine_threadsafe(work, self._running())
         try:
             return future.result()

@@ -133,7 +133,7 @@ class Producer:
 
     def close_blocking(self) -> None:
         """Close the connections of our own event loop."""
-        PORTAL.run(self.close(), otherwise=self.close())
+        PORTAL.run(self.close())
 
     async def close(self) -> None:
         """Close the connections of the event loop that runs; a later flush opens new ones."""

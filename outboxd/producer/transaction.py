@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from outboxd import errors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+
+    AfterCommit = Callable[[Callable[[], None]], None]
 
 
 class Transaction(Protocol):
@@ -21,6 +23,14 @@ class Transaction(Protocol):
 
     subject: object
     is_sync: bool
+
+    @property
+    def after_commit(self) -> AfterCommit | None:
+        """
+        Have something done when what is written now has been committed by whoever opened the transaction.
+
+        It is forgotten when that is rolled back. None: the driver cannot tell.
+        """
 
     def is_open(self) -> bool:
         """Whether the connection is in a transaction, ours or the application's."""
@@ -65,6 +75,10 @@ def transaction_on(connection: Any) -> Transaction:
         from outboxd.producer import on_sqlalchemy
 
         return on_sqlalchemy.transaction_on(connection)
+    if "django" in packages:
+        from outboxd.producer import on_django
+
+        return on_django.transaction_on(connection)
     raise unknown(connection)
 
 
@@ -73,5 +87,6 @@ def unknown(connection: object) -> errors.OutboxContextError:
     kind = f"{type(connection).__module__}.{type(connection).__qualname__}"
     return errors.OutboxContextError(
         f"outbox_context takes no {kind}",
-        hint="Give it a connection of asyncpg or psycopg 3, or a session or connection of SQLAlchemy 2.",
+        hint="Give it a connection of asyncpg or psycopg 3, a session or connection of SQLAlchemy 2, or Django's"
+        " transaction.atomic().",
     )

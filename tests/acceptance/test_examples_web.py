@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("example", ["asyncpg_app", "fastapi_app"])
+@pytest.mark.parametrize("example", ["asyncpg_app", "django_app", "fastapi_app"])
 async def test_the_command_of_the_readme(example: str) -> None:
     readme = (ROOT / "examples" / example / "README.md").read_text("utf-8")
     command = re.search(r"^python (.*)$", readme, re.MULTILINE)

@@ -87,12 +87,13 @@ async def test_the_statements_of_the_drain(connection: asyncpg.Connection, confi
 
 
 @pytest.mark.parametrize("config", [REGION, CONTROL, UUID, TEXT], ids=lambda config: config.name)
-@pytest.mark.parametrize("filename", ["acts.sql", "sample.sql"])
+@pytest.mark.parametrize("filename", ["acts.sql", "sample.sql", "testing.sql"])
 async def test_the_statements_of_operators_and_gauges(
     connection: asyncpg.Connection, config: OutboxConfig, filename: str
 ) -> None:
     table = await inspect_table(connection, config)
-    renderer = renderer_of(table, "outboxd", holders=sql.without_header(sql.load("sample.sql")["holders"]))
+    holders = sql.without_header(sql.load("sample.sql")["holders"])
+    renderer = renderer_of(table, "outboxd", holders=holders, headers_text="o.headers::text")
     statements = {name: renderer.render(statement) for name, statement in sql.load(filename).items()}
 
     assert await problems(connection, statements, _shard_types(table)) == []

@@ -1,0 +1,100 @@
+"""
+Which configuration of outboxd a database of the settings has: `OUTBOXD_CONFIG`, or the usual places.
+
+The database itself is the configuration's, because Django may go through a pooler. But in tests it is Django's: else
+what a test flushes would be somebody else's messages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from django.conf import settings
+from django.core import mail
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.db import DEFAULT_DB_ALIAS, connections
+from psycopg.conninfo import make_conninfo
+
+from outboxd import load, log
+from outboxd.producer import Producer, counts
+from outboxd.producer.on_django import alias_of
+
+_PARAMETERS = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")
+_producers: dict[tuple[Path | None, str], Producer] = {}
+_lock = threading.Lock()
+
+
+def path_of(alias: str = DEFAULT_DB_ALIAS) -> Path | None:
+    """
+    Tell the file for a database; None: the daemon's usual places.
+
+    Raises:
+        ImproperlyConfigured: OUTBOXD_CONFIG is a dict, and this database is not in it.
+    """
+    given: Any = getattr(settings, "OUTBOXD_CONFIG", None)
+    if isinstance(given, Mapping):
+        if alias not in given:
+            raise ImproperlyConfigured(f"OUTBOXD_CONFIG names no configuration for the database {alias}")
+        given = given[alias]
+    return None if given is None else Path(given)
+
+
+def producer_on(target: Any = None) -> Producer:
+    """Return what writes messages through a connection or `atomic`; None: through the default database."""
+    return producer_of(alias_of(target) or DEFAULT_DB_ALIAS)
+
+
+def producer_of(alias: str) -> Producer:
+    """
+    Return what writes the messages of a database; its configuration is loaded at the first call.
+
+    Raises:
+        ConfigError: The configuration is missing or wrong.
+    """
+    key = (path_of(alias), str(connections[alias].settings_dict["NAME"]))
+    with _lock:
+        if key not in _producers:
+            counts.publish()
+            log.configure_as_library()
+            _producers[key] = Producer(load_of(alias))
+        return _producers[key]
+
+
+def load_of(alias: str) -> load.Loaded:
+    """
+    Load the configuration for a database.
+
+    Raises:
+        ConfigError: It is missing or wrong.
+    """
+    loaded = load.load(path_of(alias))
+    if load.session_dsn(loaded) and not hasattr(mail, "outbox"):  # Django's mark of a test environment
+        return loaded
+    config = msgspec.structs.replace(loaded.config, dsn=dsn_of(alias), session_dsn="")
+    return dataclasses.replace(loaded, config=config, secret_files={})
+
+
+def dsn_of(alias: str) -> str:
+    """Write down where Django connects to."""
+    given = connections[alias].get_connection_params()
+    return make_conninfo(**{name: given[name] for name in _PARAMETERS if given.get(name)})
+
+
+def loaded() -> list[Producer]:
+    """Return those that have been loaded, to close what they have opened."""
+    return list(_producers.values())
+
+
+def forget(*, setting: str = "OUTBOXD_CONFIG", **_: Any) -> None:
+    """Load anew at the next call: what `override_settings` in a test asks for."""
+    if setting == "OUTBOXD_CONFIG":
+        _producers.clear()
+
+
+setting_changed.connect(forget)

@@ -1,0 +1,26 @@
+-- Statements of the test helper for Django's TestCase. They run in the test's own transaction, on its connection.
+
+-- name: due
+-- The messages that are due; a test has few.
+-- returns          id, category, object_identifier, payload and headers as JSON text, scheduled_for and date_added in
+--                  seconds since 1970, the sharding columns; by id
+SELECT
+    o.id,
+    o.category,
+    o.object_identifier,
+    o.payload::text AS payload,
+    {headers_text} AS headers,
+    extract(epoch FROM o.scheduled_for)::float8 AS scheduled_for,
+    extract(epoch FROM o.date_added)::float8 AS date_added,
+    {shard:o}
+FROM {table} AS o
+WHERE o.scheduled_for <= now()
+ORDER BY o.id
+
+-- name: retire
+-- Delete what was delivered.
+-- $1 int8[]        ids
+-- returns          id of each
+-- locks            these rows
+-- index            primary key
+DELETE FROM {table} AS o WHERE o.id = ANY ($1::int8[]) RETURNING o.id

@@ -1,0 +1,1 @@
+"""A Django project of its own: settings in conftest.py, models and receivers in `shop`."""

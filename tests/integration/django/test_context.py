@@ -1,0 +1,180 @@
+"""`outbox_context` on Django: its own transactions, savepoints and hooks of commit."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connection, transaction
+from django.test import override_settings
+from structlog.testing import capture_logs
+
+import outboxd
+from outboxd import errors
+from outboxd.contrib.django import outbox_context, receiver
+from outboxd.producer import counts
+from tests.integration.django.shop import receivers
+from tests.integration.django.shop.models import Plain
+
+if TYPE_CHECKING:
+    from outboxd.producer.blocking import SyncOutbox
+    from tests.integration.django.conftest import Database
+
+
+def save(outbox: SyncOutbox, obj: int = 1) -> None:
+    outbox.save("TEAM", shard_identifier=7, object_identifier=obj, payload={"a": "it's 100% :p1 $1"})
+
+
+def saved() -> int:
+    return counts.saved.get(("region", "TEAM"), 0)
+
+
+def test_messages_are_committed_with_the_change(db: Database) -> None:
+    before = saved()
+    with outbox_context() as outbox:
+        Plain.objects.create(slug="ada")
+        save(outbox)
+        assert (db.objects, saved()) == ([], before)
+    assert db.taken() == [(7, 1, {"a": "it's 100% :p1 $1"})]
+    assert Plain.objects.count() == 1
+    assert saved() == before + 1
+    with outboxd.outbox_context(transaction.atomic()) as outbox:
+        save(outbox, 2)
+    with outboxd.outbox_context(connection) as outbox:
+        save(outbox, 3)
+    assert db.objects == [2, 3]
+
+
+def test_a_rollback_takes_them_along(db: Database) -> None:
+    with contextlib.suppress(ZeroDivisionError), outbox_context() as outbox:
+        Plain.objects.create(slug="ada")
+        save(outbox)
+        raise ZeroDivisionError
+    with pytest.raises(errors.InvalidOutboxError), outbox_context() as outbox:
+        outbox.save("NONE", shard_identifier=7, object_identifier=1)
+    assert (db.objects, Plain.objects.count()) == ([], 0)
+
+
+def test_contexts_and_atomic_blocks_nest(db: Database) -> None:
+    with outbox_context() as outer:
+        save(outer, 1)
+        with contextlib.suppress(ZeroDivisionError), outbox_context() as inner:
+            save(inner, 2)
+            raise ZeroDivisionError
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic(), outbox_context() as inner:
+            save(inner, 3)
+            raise ZeroDivisionError
+        with transaction.atomic(), outbox_context() as inner:
+            save(inner, 4)
+        save(outer, 5)
+        assert db.objects == []
+    assert db.objects == [1, 4, 5]
+
+
+def test_flush_delivers_after_the_commit_in_threads(db: Database) -> None:
+    with outbox_context(flush=True) as outbox:
+        row = Plain.objects.create(slug="ada")
+        save(outbox, row.pk)
+        assert receivers.seen == []
+    assert (receivers.objects(), receivers.read, db.objects) == ([row.pk], ["ada"], [])
+    assert threading.get_ident() not in receivers.threads
+    left = db.rows(
+        "SELECT application_name FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    assert sorted(name for (name,) in left) == ["", "outboxd: flush"]  # this thread's own, and the flush's
+
+
+def test_a_failed_flush_is_told_to_whoever_has_opened_the_transaction(db: Database) -> None:
+    receivers.broken.add(1)
+    with pytest.raises(errors.OutboxFlushError, match="object 1 is broken"), outbox_context(flush=True) as outbox:
+        save(outbox)
+    assert db.objects == [1]
+
+
+def test_inside_a_transaction_of_the_application_s_flush_comes_after_its_commit(db: Database) -> None:
+    before = saved()
+    with transaction.atomic():
+        with outbox_context(flush=True) as outbox:
+            save(outbox)
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            with outbox_context(flush=True) as outbox:
+                save(outbox, 2)
+            raise ZeroDivisionError
+        assert (receivers.seen, saved()) == ([], before)
+    assert (receivers.objects(), db.objects, saved()) == ([1], [], before + 1)
+
+
+def test_its_failure_is_a_line_in_the_log_and_other_hooks_run(db: Database) -> None:
+    receivers.broken.add(1)
+    hooks = []
+    with capture_logs() as lines, transaction.atomic():
+        transaction.on_commit(lambda: hooks.append("first"))
+        with outbox_context(flush=True) as outbox:
+            save(outbox)
+        transaction.on_commit(lambda: hooks.append("last"))
+    assert hooks == ["first", "last"]
+    assert db.objects == [1]
+    failed = [line for line in lines if line["event"] == "flush.failed"]
+    assert [(line["message_id"], "object 1 is broken" in line["error"]) for line in failed] == [(1, True)]
+
+
+def test_a_block_that_django_rolls_back_without_a_word_has_written_nothing(db: Database) -> None:
+    before = saved()
+    with outbox_context(flush=True) as outbox:
+        save(outbox)
+        transaction.set_rollback(True)
+    assert (db.objects, receivers.seen, saved()) == ([], [], before)
+
+
+def test_without_receivers_the_daemon_is_woken(daemons_db: Database) -> None:
+    with transaction.atomic(), outbox_context(flush=True) as outbox:
+        save(outbox)
+    assert daemons_db.objects == [1]
+    with pytest.raises(errors.OutboxFlushError, match="1 of 1 messages are not delivered"):
+        outbox.delivered(timeout_s=0)
+    daemons_db.taken()
+    outbox.delivered(timeout_s=0)
+
+
+def test_each_database_has_a_configuration_of_its_own(db: Database, archive: Database) -> None:
+    with outbox_context("archive", flush=True) as outbox:
+        save(outbox, 1)
+    assert receivers.objects() == [1]
+    with outbox_context("archive") as outbox:
+        save(outbox, 2)
+    with outboxd.outbox_context(transaction.atomic(using="archive")) as outbox:
+        save(outbox, 3)
+    assert (db.objects, archive.objects) == ([], [2, 3])
+
+
+def test_what_is_written_on_two_databases_is_flushed_when_both_have_committed(db: Database, archive: Database) -> None:
+    with outbox_context(flush=True) as outer:
+        save(outer, 1)
+        with transaction.atomic(using="archive"), outbox_context("archive") as inner:
+            save(inner, 2)
+        assert receivers.seen == []
+    assert sorted(map(str, receivers.objects())) == ["1", "2"]
+    assert (db.objects, archive.objects) == ([], [])
+
+
+def test_a_database_without_a_configuration(db: Database) -> None:
+    with (
+        override_settings(OUTBOXD_CONFIG={}),
+        pytest.raises(ImproperlyConfigured, match="no configuration for the database default"),
+    ):
+        outbox_context()
+
+
+def test_something_else_of_django_is_refused(db: Database) -> None:
+    with pytest.raises(errors.OutboxContextError, match=r"takes no django\.db\.models"):
+        outboxd.outbox_context(Plain.objects.all())
+
+
+def test_async_receivers_are_refused() -> None:
+    async def late(_: object) -> None: ...
+
+    with pytest.raises(TypeError, match=r"outboxd\.receiver"):
+        receiver("TEAM")(late)

@@ -1,0 +1,68 @@
+"""Rows instead of messages: what a model tells of itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from django.apps import apps
+
+from outboxd import errors
+from outboxd.contrib.django import outbox_context, replicating
+from outboxd.contrib.django.test import outbox_runner
+from tests.integration.django.shop import receivers
+from tests.integration.django.shop.models import Account, Team
+
+if TYPE_CHECKING:
+    from tests.integration.django.conftest import Database
+
+
+def test_rows_that_are_there_and_rows_that_are_gone(db: Database) -> None:
+    ada = Account.objects.create(slug="ada")
+    assert Account.told == [(ada.pk, "ada", 1)]
+    with outbox_context(flush=False):
+        for slug in ("grace", "joan"):
+            ada.slug = slug
+            ada.save()
+    with outbox_runner():
+        Account.told.clear()
+    assert Account.told == [(ada.pk, "joan", 2)]
+    number = ada.pk
+    ada.delete()
+    assert Account.told[1:] == [(number, "ACCOUNT")]
+    assert db.objects == []
+
+
+def test_what_is_read_is_what_is_there_now(db: Database) -> None:
+    with outbox_context(flush=False):
+        ada = Account.objects.create(slug="ada")
+    db.rows("UPDATE shop_account SET slug = 'behind our back' RETURNING id")
+    with outbox_runner():
+        pass
+    assert Account.told == [(ada.pk, "behind our back", 1)]
+
+
+def test_another_database(db: Database, archive: Database) -> None:
+    db.rows("INSERT INTO shop_account (id, slug) VALUES (7, 'here') RETURNING id")
+    archive.rows("INSERT INTO shop_account (id, slug) VALUES (7, 'there') RETURNING id")
+    there = replicating(Account, using="archive")
+    with outbox_runner("archive", receivers=[there]), outbox_context("archive") as outbox:
+        outbox.save("ACCOUNT", shard_identifier=7, object_identifier=7)
+    assert [row[1] for row in Account.told] == ["here", "there"]
+
+
+def test_a_model_that_says_nothing(db: Database) -> None:
+    class Silent(Team):
+        class Meta:
+            app_label = "shop"
+            proxy = True
+
+    with outbox_context(flush=False):
+        team = Team.objects.create()
+    handed = "Silent has no handle_async_replication"
+    with pytest.raises(errors.OutboxFlushError, match=handed), outbox_runner(receivers=[replicating(Silent)]):
+        pass
+    with pytest.raises(NotImplementedError, match="no handle_async_deletion"):
+        Silent.handle_async_deletion(team.pk, receivers.seen[0])
+    del apps.all_models["shop"]["silent"]
+    apps.clear_cache()
