@@ -68,7 +68,7 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
     loaded = load()
     if quiet and loaded.config.log.level in ("debug", "info"):  # what goes well is not to be mailed by cron
         log.configure(loaded.config.log.format, "warning")
-    registry_of_run = build_registry(loaded)
+    registry_of_run = equip(loaded)
     work = drain_once(loaded, registry_of_run, json_output=json_output, quiet=quiet, max_seconds=max_seconds)
     return run_to_the_end(work)
 
@@ -125,7 +125,6 @@ def build_registry(loaded: Loaded) -> Registry:
         _log.warning("config.unknown_variable", variable=stranger)
     config.require_outboxes()
     built = registry.build(config, registry.load_receivers(config.receivers.modules, loaded.folder))
-    _let_receivers_produce(loaded, built)
     if not built.receiver_count:
         _log.warning(
             "receivers.none",
@@ -134,8 +133,20 @@ def build_registry(loaded: Loaded) -> Registry:
     return built
 
 
+def equip(loaded: Loaded) -> Registry:
+    """
+    Build the registry of this process, and have `outbox_context` use our configuration in its receivers.
+
+    Raises:
+        ConfigError: As `build_registry`.
+    """
+    built = build_registry(loaded)
+    _let_receivers_produce(loaded, built)
+    return built
+
+
 def _let_receivers_produce(loaded: Loaded, built: Registry) -> None:
-    """Have `outbox_context` use our configuration in receivers, which may be another than it would find."""
+    """Have `outbox_context` use our configuration: what it would find by itself may be another one."""
     producer.use(producer.Producer(loaded, registry=built))
 
 
@@ -150,7 +161,7 @@ class Daemon:
         self._load = load
         self._loaded = load()
         log.configure(self._loaded.config.log.format, self._loaded.config.log.level)
-        self._registry = build_registry(self._loaded)
+        self._registry = equip(self._loaded)
         self._manager = ServiceManager()
         self._reload = asyncio.Event()
 

@@ -119,7 +119,7 @@ def run(context: Context, *, tables: tuple[str, ...], force_synchronous: bool, r
     from outboxd import main  # it brings the whole drain with it: only this command needs that
 
     loaded = _at_rate(context.load(), rate)
-    built = main.build_registry(loaded) if drain else None
+    built = main.equip(loaded) if drain else None
     return main.run_to_the_end(_run(loaded, tables, force_synchronous=force_synchronous, built=built))
 
 

@@ -50,7 +50,7 @@ def command(
     chosen = choose.choose_outbox(loaded.config, outbox, region)
     asked = drain_one.Asked(chosen, choose.choose_scope(loaded.config, scope), shard, region)
     shared.note_unknown(loaded.config, scope=asked.scope)
-    built = main.build_registry(loaded)
+    built = main.equip(loaded)
     return main.run_to_the_end(_drain(loaded, built, asked, as_json=as_json, is_named=outbox is not None))
 
 
