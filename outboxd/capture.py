@@ -137,10 +137,19 @@ def _rows(model: ModelConfig, relation: Relation, table: str, *, is_gone: bool) 
         "payload": gone if is_gone else row["payload"],
         "regions": _regions(model),
         "condition": source.expression(model.where_sql, "true"),
-        "table": table,
+        "table": _generated(relation, table),
         "alias": alias,
     }
     return sql.Renderer(names, {}).render(_STATEMENTS["rows"])
+
+
+def _generated(relation: Relation, table: str) -> str:
+    """Generate the virtual columns here: in a transition table the server does not, they are null or an error there."""
+    if all(column.virtual is None for column in relation.columns.values()):
+        return table
+    columns = ((sql.quote(name), column.virtual) for name, column in relation.columns.items())
+    values = ", ".join(name if virtual is None else f"({virtual}) AS {name}" for name, virtual in columns)
+    return sql.Renderer({"values": values, "table": table}, {}).render(_STATEMENTS["generated"])
 
 
 def _regions(model: ModelConfig) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from outboxd.findings import Level
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
+    from outboxd.registry import Registry
 
 _STATEMENTS = sql.load("check.sql")
 
@@ -45,6 +46,8 @@ class Prepared:
     loaded: Loaded | None
     configuration: list[Finding]
     receivers: list[Finding]
+    sources: tuple[str, ...] = ()
+    """Tables whose rows the receivers want."""
 
 
 def prepare(load_configuration: Callable[[], Loaded], *, no_receiver: Level = "warning") -> Prepared:
@@ -66,7 +69,12 @@ def prepare(load_configuration: Callable[[], Loaded], *, no_receiver: Level = "w
         Finding("warning", "configuration", f"unknown variable {stranger}", "Correct or unset it.")
         for stranger in loaded.strangers
     ]
-    return Prepared(loaded, findings, _check_receivers(loaded, no_receiver))
+    try:
+        built = registry.assemble(loaded.config, loaded.folder)
+    except errors.OutboxdError as exc:
+        return Prepared(loaded, findings, error_findings("receivers", exc))
+    sources = tuple(model.table for category in built.categories.values() for model in category.sources)
+    return Prepared(loaded, findings, _check_receivers(loaded, built, no_receiver), sources)
 
 
 async def check(prepared: Prepared, kinds: list[RoleKind], role: str | None) -> list[Finding]:
@@ -85,7 +93,8 @@ async def check(prepared: Prepared, kinds: list[RoleKind], role: str | None) -> 
         if connection is not None:
             try:
                 with inspection.translated("checking the database"):
-                    findings += await _check_database(connection, loaded.config, kinds or ["daemon"], role)
+                    findings += await _check_database(connection, loaded.config, kinds or ["daemon"])
+                    findings += await _check_privileges(connection, prepared, kinds or ["daemon"], role)
             except errors.OutboxdError as exc:
                 findings += error_findings("connection", exc)
     return findings
@@ -98,13 +107,9 @@ def error_findings(subject: str, exc: errors.OutboxdError) -> list[Finding]:
     return [Finding("error", subject, text, exc.hint, code) for text in texts]
 
 
-def _check_receivers(loaded: Loaded, none: Level) -> list[Finding]:
-    """Import the receivers as the daemon would, and say loudly when there are none, which is as bad as *none* says."""
+def _check_receivers(loaded: Loaded, built: Registry, none: Level) -> list[Finding]:
+    """Say loudly when there are no receivers, which is as bad as *none* says."""
     modules = loaded.config.receivers.modules
-    try:
-        built = registry.assemble(loaded.config, loaded.folder)
-    except errors.OutboxdError as exc:
-        return error_findings("receivers", exc)
     if not built.receiver_count:
         text = "NO RECEIVER IS REGISTERED: no message can be delivered, every shard will wait"
         return [Finding(none, "receivers", text, _no_receiver_remedy(modules))]
@@ -177,9 +182,7 @@ async def _compare(plain: asyncpg.Record, connection: asyncpg.Connection) -> lis
     return [Finding("error", "connection", text, "Let both lead to the database with the outboxes.")]
 
 
-async def _check_database(
-    connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
-) -> list[Finding]:
+async def _check_database(connection: asyncpg.Connection, config: Config, kinds: list[RoleKind]) -> list[Finding]:
     findings = await check_server(connection)
     if kinds != ["producer"]:  # which needs, and may see, nothing of outboxd's own schema
         try:
@@ -200,7 +203,7 @@ async def _check_database(
     for model in config.model:
         if model.outbox in [o.name for o in config.outboxes]:
             findings += await _check_model(connection, config, model)
-    return findings + await _check_privileges(connection, config, kinds, role)
+    return findings
 
 
 async def _check_model(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
@@ -266,18 +269,19 @@ def _clock(offset_s: float) -> Finding:
 
 
 async def _check_privileges(
-    connection: asyncpg.Connection, config: Config, kinds: list[RoleKind], role: str | None
+    connection: asyncpg.Connection, prepared: Prepared, kinds: list[RoleKind], role: str | None
 ) -> list[Finding]:
     name: str = role if role is not None else await connection.fetchval("SELECT current_user::text")
     if not await connection.fetchval(_STATEMENTS["has_role"], name):
         remedy = f"CREATE ROLE {await connection.fetchval(_STATEMENTS['quoted'], name)} LOGIN;"
         return [Finding("error", "privileges", f"there is no role {name}", remedy)]
-    return [await _privilege_finding(connection, config, name, kind) for kind in dict.fromkeys(kinds)]
+    return [await _privilege_finding(connection, prepared, name, kind) for kind in dict.fromkeys(kinds)]
 
 
-async def _privilege_finding(connection: asyncpg.Connection, config: Config, role: str, kind: RoleKind) -> Finding:
-    purpose = _PURPOSES[kind]
-    if grants := await privileges.missing_grants(connection, config, role, kind):
+async def _privilege_finding(connection: asyncpg.Connection, prepared: Prepared, role: str, kind: RoleKind) -> Finding:
+    assert prepared.loaded is not None
+    config, purpose = prepared.loaded.config, _PURPOSES[kind]
+    if grants := await privileges.missing_grants(connection, config, role, kind, sources=prepared.sources):
         return Finding("error", "privileges", f"role {role} lacks what it needs to {purpose}", "\n".join(grants))
     if kind != "owner" and not await privileges.is_migrated(connection, config, kind):
         text = f"role {role} lacks nothing that is there; whether it can {purpose} shows when all is migrated"

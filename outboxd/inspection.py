@@ -75,12 +75,13 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class ColumnState:
-    """A column as found; `type` as `format_type` writes it, without a modifier."""
+    """A column as found; `type` as `format_type` writes it, without a modifier; `virtual`: what generates it."""
 
     type: str
     not_null: bool
     has_default: bool
     is_identity: bool
+    virtual: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +221,7 @@ async def read_relation(connection: Asks, table: str) -> Relation | None:
 
 
 def _column(row: asyncpg.Record) -> ColumnState:
-    return ColumnState(row["type"], row["not_null"], row["has_default"], row["identity"] != "")
+    return ColumnState(row["type"], row["not_null"], row["has_default"], row["identity"] != "", row["virtual"])
 
 
 def _index(row: asyncpg.Record) -> IndexState:

@@ -189,12 +189,12 @@ async def _write_save_function(connection: asyncpg.Connection, config: Config) -
     if not config.outboxes:
         return []
     rows = await connection.fetch(save_function.marks_query(config))
-    marks = {row["identifier"]: row["text"] for row in rows}
+    marks = {row["signature"]: row["text"] for row in rows}
     types = {}
     for outbox in config.outboxes:
         table = await inspection.read_table(connection, outbox)
         types[outbox.name] = (table.shard_columns["shard_identifier"], table.object_type)
-    changed = [each for each in save_function.functions(config, types) if marks[each.identifier] != each.mark]
+    changed = [each for each in save_function.functions(config, types) if marks[each.signature] != each.mark]
     async with connection.transaction():
         for function in changed:
             await connection.execute(function.create)

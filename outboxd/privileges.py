@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from outboxd import sql
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Container, Iterable
 
     import asyncpg
 
@@ -30,7 +30,13 @@ _ON_OWN_SCHEMA: dict[RoleKind, list[str]] = {"daemon": _ALL, "operator": _ALL, "
 
 
 async def missing_grants(
-    connection: asyncpg.Connection, config: Config, role: str, kind: RoleKind, *, walks: bool = False
+    connection: asyncpg.Connection,
+    config: Config,
+    role: str,
+    kind: RoleKind,
+    *,
+    walks: bool = False,
+    sources: Iterable[str] = (),
 ) -> list[str]:
     """
     Return the statements that give a role what it lacks, ready to run; empty when it lacks nothing.
@@ -43,6 +49,7 @@ async def missing_grants(
         role: An existing role.
         kind: What the role is for.
         walks: Whether it also reads the source tables of backfills, as a daemon always does.
+        sources: Tables whose rows the receivers want, of a role that delivers.
 
     Raises:
         asyncpg.PostgresError: As the driver has it.
@@ -53,9 +60,10 @@ async def missing_grants(
     statements: list[str] = []
     for outbox in config.outboxes:
         statements += await search.on_outbox(outbox, kind)
-    if walks or kind == "daemon":
-        for model in _models(config):
-            statements += await search.on_table(model, ["SELECT"])
+    walked = _models(config) if walks or kind == "daemon" else []
+    wanted = sources if kind in ("daemon", "operator") else ()
+    for source in dict.fromkeys([*walked, *wanted]):
+        statements += await search.on_table(source, ["SELECT"])
     if kind in _ON_OWN_SCHEMA:
         statements += await search.on_own_schema(config.schema, _ON_OWN_SCHEMA[kind])
     return list(dict.fromkeys(statements))

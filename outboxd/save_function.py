@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from typing import TYPE_CHECKING, NamedTuple
 
 from outboxd import contract, sql
@@ -10,8 +11,9 @@ from outboxd import contract, sql
 if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
 
-IDENTIFIERS = ("bigint", "uuid", "text")
-"""Types that an identifier may be given as."""
+_GIVEN = ("bigint", "uuid", "text")
+IDENTIFIERS = list(itertools.product(_GIVEN, _GIVEN))
+"""Types that the two identifiers may be given as."""
 
 _STATEMENTS = sql.load("save_function.sql")
 
@@ -19,7 +21,7 @@ _STATEMENTS = sql.load("save_function.sql")
 class Function(NamedTuple):
     """One overload: the statement that creates it, the comment that tells its text, and what writes the comment."""
 
-    identifier: str
+    signature: str
     create: str
     mark: str
     set_mark: str
@@ -43,26 +45,25 @@ def functions(config: Config, types: Types | None = None) -> list[Function]:
         types: As the tables are; None: as they are configured.
     """
     found = types or {outbox.name: (outbox.key_type, outbox.key_type) for outbox in config.outboxes}
-    return [_function(config, identifier, found) for identifier in IDENTIFIERS]
+    return [_function(config, identifiers, found) for identifiers in IDENTIFIERS]
 
 
 def marks_query(config: Config) -> str:
     """Return the statement that reads which overloads are there, and by which configuration they were made."""
-    signatures = [
-        f"({sql.literal(each)}, {sql.literal(f'{sql.quote(config.schema)}.save({_types(each)})')})"
-        for each in IDENTIFIERS
-    ]
+    signatures = [f"({sql.literal(_signature(config, each))})" for each in IDENTIFIERS]
     return sql.Renderer({"signatures": ", ".join(signatures)}, {}).render(_STATEMENTS["marks"])
 
 
-def _types(identifier: str) -> str:
-    return f"text, {identifier}, {identifier}, jsonb, text, jsonb, text"
+def _signature(config: Config, identifiers: tuple[str, str]) -> str:
+    return f"{sql.quote(config.schema)}.save(text, {', '.join(identifiers)}, jsonb, text, jsonb, text)"
 
 
-def _function(config: Config, identifier: str, types: Types) -> Function:
+def _function(config: Config, identifiers: tuple[str, str], types: Types) -> Function:
     names = {
         "schema": sql.quote(config.schema),
-        "identifier": identifier,
+        "signature": _signature(config, identifiers),
+        "given_shard": identifiers[0],
+        "given_object": identifiers[1],
         "branches": "".join(_branch(outbox, types[outbox.name]) for outbox in config.outboxes),
         "without_region": _only([o for o in config.outboxes if not contract.has_region(o)]),
         "with_region": _only([o for o in config.outboxes if contract.has_region(o)]),
@@ -74,7 +75,7 @@ def _function(config: Config, identifier: str, types: Types) -> Function:
     create = sql.Renderer(names | {"tag": tag}, {}).render(sql.without_header(_STATEMENTS["save"]))
     mark = f"Writes a message to an outbox. {hashlib.sha256(create.encode()).hexdigest()[:16]}"
     set_mark = sql.Renderer(names | {"text": sql.literal(mark)}, {}).render(sql.without_header(_STATEMENTS["mark"]))
-    return Function(identifier, create, mark, set_mark)
+    return Function(names["signature"], create, mark, set_mark)
 
 
 def _branch(outbox: OutboxConfig, types: tuple[str, str]) -> str:

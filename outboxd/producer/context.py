@@ -158,6 +158,8 @@ class OutboxContext:
         try:
             if flushed and not self._producer.can_flush:
                 await self._producer.wake(transaction, flushed)
+            elif flushed and transaction.after_commit is None:
+                await self._producer.refuse_broken(transaction)  # else what was rolled back would look delivered
             if transaction.after_commit is not None:
                 transaction.after_commit(self._hear_of_commit)
         except BaseException:
@@ -260,11 +262,13 @@ class OutboxContext:
 
         Raises:
             OutboxFlushError: Some of it is still there after *timeout_s* seconds; it will be delivered later.
-            OutboxContextError: Nothing is committed yet.
+            OutboxContextError: Nothing is committed yet, or the timeout is none.
         """
         transaction = self._transaction
         if transaction is None or self._token is None or self._is_open or transaction.is_open():
             raise errors.OutboxContextError("delivered() inside the transaction: nothing is committed yet")
+        if not timeout_s >= 0:  # so that NaN is refused, too
+            raise errors.OutboxContextError(f"timeout_s must be a number of seconds, not {timeout_s}")
         gives_up_at = time.monotonic() + timeout_s
         pause_s = FIRST_LOOK_S
         while (found := await self._producer.still_there(transaction, self._saved))[0]:

@@ -181,6 +181,10 @@ class Producer:
         for oid in {batch.table.oid for batch in batches}:
             await transaction.fetch(_STATEMENTS["wake"], f"outboxd_{oid}")
 
+    async def refuse_broken(self, transaction: Transaction) -> None:
+        """Raise the driver's error where a COMMIT would be a ROLLBACK in silence, because a statement has failed."""
+        await transaction.fetch(_STATEMENTS["nothing"])
+
     async def still_there(self, transaction: Transaction, batches: Iterable[Batch]) -> tuple[int, Message | None]:
         """Tell how many of the messages are in their outbox still; and the first of them, where that is known."""
         count, first = 0, None

@@ -17,6 +17,10 @@ SELECT
 FROM {table} AS {alias}
 WHERE {condition}
 
+-- name: generated
+-- A fragment: a transition table with the virtual columns that the server leaves out of it.
+(SELECT {values} FROM {table})
+
 -- name: write
 -- A fragment: write the messages of `changed`, what is told of an object's past before what is told of its present.
 INSERT INTO {outbox} ({columns})

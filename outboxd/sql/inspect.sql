@@ -25,8 +25,10 @@ SELECT a.attname::text AS name,
        format_type(a.atttypid, NULL) AS type,
        a.attnotnull AS not_null,
        a.atthasdef OR a.attidentity <> '' AS has_default,
-       a.attidentity::text AS identity
+       a.attidentity::text AS identity,
+       CASE WHEN a.attgenerated = 'v' THEN pg_get_expr(d.adbin, d.adrelid) END AS virtual
 FROM pg_attribute a
+LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 

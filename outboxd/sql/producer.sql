@@ -21,6 +21,10 @@ RETURNING id
 -- $1 text          channel
 SELECT pg_notify($1::text, '')
 
+-- name: nothing
+-- Fails in a transaction that an error has broken.
+SELECT 1 AS one
+
 -- name: still_there
 -- Which of these messages are in the outbox still.
 -- $1 int8[]        ids

@@ -2,13 +2,13 @@
 -- configuration has changed.
 
 -- name: save
--- One for each type that an identifier may be given as. What is given is cast to the column's type, so that the one for
--- text serves every table: drivers that send parameters without a type choose that one. Its statements are static, so that
+-- One for each pair of types that identifiers may be given as. What is given is cast to the column's type, so that the
+-- one for texts serves every table: drivers that send parameters without a type choose that one. Its statements are static, so that
 -- each session plans them once; and only those that it meets, so that a missing table breaks its own outbox only (I14).
 CREATE OR REPLACE FUNCTION {schema}.save(
     category text,
-    shard_identifier {identifier},
-    object_identifier {identifier},
+    shard_identifier {given_shard},
+    object_identifier {given_object},
     payload jsonb DEFAULT NULL,
     region_name text DEFAULT NULL,
     headers jsonb DEFAULT NULL,
@@ -89,9 +89,9 @@ END
 
 -- name: mark
 -- What tells which configuration a function was made by.
-COMMENT ON FUNCTION {schema}.save(text, {identifier}, {identifier}, jsonb, text, jsonb, text) IS {text}
+COMMENT ON FUNCTION {signature} IS {text}
 
 -- name: marks
--- returns          identifier type, comment of each function that is there
-SELECT wanted.identifier, obj_description(to_regprocedure(wanted.signature), 'pg_proc') AS text
-FROM (VALUES {signatures}) AS wanted (identifier, signature)
+-- returns          signature, comment; null where there is no such function
+SELECT wanted.signature, obj_description(to_regprocedure(wanted.signature), 'pg_proc') AS text
+FROM (VALUES {signatures}) AS wanted (signature)

@@ -43,6 +43,15 @@ category = "MEMBER_UPDATE"
 shard_identifier = "organization_id"
 """
 
+REPLICATING = """
+from outboxd import replicates
+
+@replicates("member")
+class Members:
+    async def handle_async_replication(self, row, message): ...
+    async def handle_async_deletion(self, identifier, message): ...
+"""
+
 
 @pytest.fixture
 async def database(postgres: Postgres) -> AsyncIterator[str]:
@@ -337,6 +346,19 @@ class TestPrivileges:
         await connection.execute(grants)
         code, findings = await check(config)
         assert (code, of_level(findings, "error")) == (0, {})
+
+    async def test_receivers_that_want_rows_need_their_table(
+        self, database: str, connection: asyncpg.Connection, tmp_path: Path, role: str
+    ) -> None:
+        config = write_configuration(tmp_path, database, MODEL, REPLICATING)
+        await connection.execute("CREATE TABLE member (id bigint PRIMARY KEY, organization_id bigint)")
+        await run("migrate", config=config)
+        for kind in ("daemon", "operator"):
+            _, findings = await check(config, "--role", kind, "--as", role)
+            grants = next(iter(of_level(findings, "error").values()))
+            assert f'GRANT SELECT ON public.member TO "{role}";' in grants.splitlines()
+        _, findings = await check(config, "--role", "reader", "--as", role)
+        assert "member" not in str(of_level(findings, "error"))
 
     async def test_what_is_not_there_yet_is_not_said_to_be_granted(
         self, database: str, tmp_path: Path, role: str

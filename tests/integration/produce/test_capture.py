@@ -246,6 +246,26 @@ async def test_an_object_that_is_not_the_key(connection: asyncpg.Connection) -> 
     assert await taken(connection) == [(70, 100, "delete"), (70, 101, "insert")]
 
 
+async def test_columns_that_are_generated_when_they_are_read(connection: asyncpg.Connection) -> None:
+    if connection.get_server_version().major < 18:
+        pytest.skip("virtual columns came with PostgreSQL 18")
+    table = TABLE[:-1] + """, "Lower" text GENERATED ALWAYS AS (lower(slug)) VIRTUAL)"""
+    columns = {"capture_columns": ["Lower"], "payload_sql": """jsonb_build_object('lower', member."Lower")"""}
+    await capture(
+        connection, table, **columns, where_sql=""""Lower" <> 'x'""", capture_delete_payload_sql="to_jsonb(member)"
+    )
+    await connection.execute("INSERT INTO member VALUES (1, 7, 'A'), (2, 7, 'X')")
+    assert await taken(connection) == [(7, 1, "insert", {"lower": "a"})]
+    await connection.execute("UPDATE member SET slug = 'a'")
+    assert await taken(connection) == [(7, 2, "insert", {"lower": "a"})]
+    await connection.execute("UPDATE member SET slug = 'B' WHERE id = 1")
+    assert await taken(connection) == [(7, 1, "update", {"lower": "b"})]
+    await connection.execute("DELETE FROM member WHERE id = 1")
+    assert await taken(connection) == [(7, 1, "delete", {"id": 1, "org": 7, "slug": "B", "seen": 0, "Lower": "b"})]
+    await connection.execute("TRUNCATE member")
+    assert [row[1] for row in await taken(connection)] == [2]
+
+
 async def test_columns_of_any_type_count_by_what_they_show(connection: asyncpg.Connection) -> None:
     await capture(
         connection,

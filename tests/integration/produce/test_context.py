@@ -507,6 +507,17 @@ async def test_a_timeout_that_is_none(producer: Producer, connection: asyncpg.Co
         producer.context(connection, flush=True, flush_timeout_s=timeout_s)
 
 
+@pytest.mark.parametrize("timeout_s", [-1, float("nan")])
+async def test_delivered_with_a_timeout_that_is_none(
+    producer: Producer, connection: asyncpg.Connection, timeout_s: float
+) -> None:
+    async with producer.context(connection) as outbox:
+        await outbox.save_many([member(1)])
+
+    with pytest.raises(errors.OutboxContextError, match="timeout_s must be"):
+        await outbox.delivered(timeout_s)
+
+
 async def test_the_default_is_what_use_says(producer: Producer, connection: asyncpg.Connection) -> None:
     use(producer)
     try:

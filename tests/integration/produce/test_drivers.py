@@ -49,20 +49,29 @@ class Driver:
     async def execute(self, statement: str) -> None:
         await self._settled(self._execute(self.target, statement))
 
-    async def save(self, producer: Producer, *messages: NewMessage, fails: bool = False, **options: Any) -> list[int]:
-        """Save in a context of its own, which fails then if that is wanted."""
+    async def save(
+        self, producer: Producer, *messages: NewMessage, fails: bool = False, meanwhile: str = "", **options: Any
+    ) -> list[int]:
+        """Save in a context of its own, which fails then if that is wanted; errors of *meanwhile* are swallowed."""
         context = producer.context(self.target, **options)
         if self.is_async:
             async with context as outbox:
                 ids = await outbox.save_many(messages)
+                await self._swallow(meanwhile)
                 if fails:
                     raise ZeroDivisionError
             return ids
         with context as blocking:
             ids = blocking.save_many(messages)
+            await self._swallow(meanwhile)
             if fails:
                 raise ZeroDivisionError
         return ids
+
+    async def _swallow(self, statement: str) -> None:
+        if statement:
+            with contextlib.suppress(Exception):
+                await self.execute(statement)
 
     is_async = True
 
@@ -230,6 +239,19 @@ async def test_flush_delivers_after_the_commit(database: str, driver: Driver, co
 
     assert (seen.objects, await remaining(connection)) == ([1, 2], [])
     assert (threading.get_ident() in threads) == driver.is_async
+
+
+async def test_an_error_that_was_swallowed_is_no_flush(database: str, driver: Driver) -> None:
+    """The server would answer the COMMIT with a ROLLBACK: nothing was written, nothing is there to be delivered."""
+    seen = Recorder()
+    async with producing(database, seen) as producer:
+        with pytest.raises(Exception, match="current transaction is aborted"):
+            await driver.save(producer, member(), meanwhile="SELECT 1 / 0", flush=True)
+        await driver.save(producer, member(2), flush=True)
+        if not driver.is_async:
+            await asyncio.to_thread(producer.close_blocking)
+
+    assert seen.objects == [2]
 
 
 async def test_a_failure_of_a_flush(database: str, driver: Driver, connection: asyncpg.Connection) -> None:

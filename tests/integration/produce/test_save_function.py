@@ -146,10 +146,11 @@ async def test_a_table_that_is_missing_breaks_its_own_outbox_only(pair: asyncpg.
 async def test_identifiers_of_two_types(connection: asyncpg.Connection) -> None:
     await connection.execute("ALTER TABLE outbox ALTER object_identifier TYPE text")
     await migrate(connection, PAIR)
-    await save(connection, "'MEMBER', '7', 'x'")
-    row = await connection.fetchrow("SELECT shard_identifier, object_identifier FROM outbox")
-    assert row is not None
-    assert tuple(row) == (7, "x")
+    for given in ("'7', 'x'", "7, 'x'", "7::int2, 'x'::varchar", "'7'::text, 'x'"):
+        await save(connection, f"'MEMBER', {given}")
+    await save(connection, "'MEMBER', 7, $1::uuid", ID)
+    rows = await connection.fetch("SELECT shard_identifier, object_identifier FROM outbox ORDER BY id")
+    assert [tuple(row) for row in rows] == [(7, "x")] * 4 + [(7, str(ID))]
 
 
 async def test_it_follows_the_configuration(connection: asyncpg.Connection) -> None:
