@@ -51,7 +51,7 @@ class Interrupt:
 
     def listen(self) -> None:
         """Take over the signals."""
-        listen(self._on_signal, on_hang_up=self.stop)
+        listen(self.stop, insist=self._give_up)
 
     def stop(self) -> None:
         """End after the batch under way."""
@@ -63,10 +63,9 @@ class Interrupt:
             async with asyncio.timeout(seconds):
                 await self._stopped.wait()
 
-    def _on_signal(self) -> None:
-        if self.happened and self._task is not None:
+    def _give_up(self) -> None:
+        if self._task is not None:
             self._task.cancel()
-        self.stop()
 
 
 class Drainer:

@@ -9,6 +9,7 @@ How a run ends before its time: softly at the first signal, hard at the second o
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import sys
@@ -48,7 +49,7 @@ class Stopper:
 
     def listen(self) -> None:
         """Take over SIGTERM, SIGINT and SIGHUP, for good."""
-        listen(self._on_signal, on_hang_up=self.stop)
+        listen(self.stop, insist=self._hard.set)
 
     def stop(self) -> None:
         """Begin a soft stop."""
@@ -102,25 +103,28 @@ class Stopper:
         await self._pipeline.close()
         exit_now(EXIT_HARD_STOP)
 
-    def _on_signal(self) -> None:
-        if self.stopping.is_set():
-            self._hard.set()
-        self.stop()
 
-
-def listen(on_signal: Callable[[], None], *, on_hang_up: Callable[[], None]) -> None:
+def listen(stop: Callable[[], None], *, insist: Callable[[], None]) -> None:
     """
     Take over the signals that end a run.
 
     Args:
-        on_signal: At SIGTERM and SIGINT.
-        on_hang_up: At SIGHUP, of which a terminal that closes may send more than one; not where `nohup` ignores it.
+        stop: At every SIGTERM, SIGINT and SIGHUP; the last not where `nohup` ignores it.
+        insist: At the second SIGTERM or SIGINT. SIGHUP does not count: a terminal that closes may send several, and
+            service managers send it beside SIGTERM, which may arrive in either order.
     """
+    asked = itertools.count()
+
+    def on_signal() -> None:
+        if next(asked):
+            insist()
+        stop()
+
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-        loop.add_signal_handler(signal.SIGHUP, on_hang_up)
+        loop.add_signal_handler(signal.SIGHUP, stop)
 
 
 def exit_now(code: int) -> NoReturn:

@@ -228,9 +228,10 @@ async def test_hanging_up_is_a_soft_stop_of_once_and_never_a_hard_one(
     ids = await installation.insert([7], objects=range(2))
     async with installation.daemon("--once", through=through) as once:
         await installation.until(lambda: bool(installation.delivered("start")), by=once)
+        once.signal(signal.SIGHUP)
         if not through:
             once.signal(signal.SIGTERM)
-        once.signal(signal.SIGHUP)
+            once.signal(signal.SIGHUP)
         installation.open("gate")
         assert await once.wait() == 0
 
