@@ -92,6 +92,19 @@ async def migrated(postgres: Postgres) -> AsyncIterator[str]:
 @pytest.fixture
 async def database(postgres: Postgres, template: str) -> AsyncIterator[str]:
     """The DSN of a fresh database."""
+    async with _copied(postgres, template) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def another_database(postgres: Postgres, template: str) -> AsyncIterator[str]:
+    """The DSN of another one."""
+    async with _copied(postgres, template) as dsn:
+        yield dsn
+
+
+@contextlib.asynccontextmanager
+async def _copied(postgres: Postgres, template: str) -> AsyncIterator[str]:
     name = f"{_PREFIX}_{next(_numbers)}"
     # file_copy is three times faster than the default for a small template; 14 has no other and no such word.
     strategy = "STRATEGY file_copy" if postgres.admin.get_server_version().major >= 15 else ""

@@ -252,6 +252,8 @@ class OutboxContext:
         if self._transaction is None or not self._is_open:
             where = "without a connection" if self._transaction is None else "that has ended"
             raise errors.OutboxContextError(f"save in an outbox_context {where}")
+        if not self._transaction.lasts():
+            raise errors.OutboxContextError("save in an outbox_context whose transaction was ended inside the block")
         ids, batches = await self._producer.write(self._transaction, list(messages), flush=self.flush)
         self._saved += batches
         return ids

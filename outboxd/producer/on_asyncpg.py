@@ -23,6 +23,10 @@ class AsyncpgTransaction:
         """Whether the connection is in a transaction."""
         return bool(self._connection.is_in_transaction())
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return self.is_open()
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         await self._transaction.start()

@@ -63,6 +63,10 @@ class DjangoTransaction:
         """Have something done at the commit; what it raises does not keep the application's own hooks from running."""
         self._connection.on_commit(work, robust=True)
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return self.is_open()
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         self._block.__enter__()

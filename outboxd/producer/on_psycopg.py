@@ -53,6 +53,10 @@ class AsyncPsycopgTransaction:
         """Whether the connection is in a transaction."""
         return _is_open(self._connection)
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return self.is_open()
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         await self._block.__aenter__()
@@ -68,7 +72,9 @@ class AsyncPsycopgTransaction:
     async def fetch(self, statement: str, /, *args: Any) -> list[dict[str, Any]]:
         """Run a statement."""
         was_open = self.is_open()
-        async with self._connection.cursor(row_factory=dict_row) as cursor:
+        async with psycopg.AsyncCursor(
+            self._connection, row_factory=dict_row
+        ) as cursor:  # whatever cursor_factory says
             rows = await (await cursor.execute(*as_psycopg(statement, args))).fetchall()
         if not was_open and self.is_open():
             await self._connection.commit()
@@ -94,6 +100,10 @@ class PsycopgTransaction:
         """Whether the connection is in a transaction."""
         return _is_open(self._connection)
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return self.is_open()
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         self._block.__enter__()
@@ -109,7 +119,7 @@ class PsycopgTransaction:
     async def fetch(self, statement: str, /, *args: Any) -> list[dict[str, Any]]:
         """Run a statement."""
         was_open = self.is_open()
-        with self._connection.cursor(row_factory=dict_row) as cursor:
+        with psycopg.Cursor(self._connection, row_factory=dict_row) as cursor:  # whatever cursor_factory says
             rows = cursor.execute(*as_psycopg(statement, args)).fetchall()
         if not was_open and self.is_open():
             self._connection.commit()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import ResourceClosedError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -61,6 +63,10 @@ class AsyncSqlalchemyTransaction:
         """Whether it is in a transaction."""
         return self._target.in_transaction()
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return bool(self._block.is_active)
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         self._block = self._target.begin_nested() if self.is_open() else self._target.begin()
@@ -72,7 +78,9 @@ class AsyncSqlalchemyTransaction:
 
     async def rollback(self) -> None:
         """Roll back what was begun."""
-        await self._block.rollback()
+        if self.is_open():  # else it was ended inside the block
+            with contextlib.suppress(ResourceClosedError):  # and another begun: the error that led here is what to see
+                await self._block.rollback()
 
     async def fetch(self, statement: str, /, *args: Any) -> Sequence[Any]:
         """Run a statement."""
@@ -102,6 +110,10 @@ class SqlalchemyTransaction:
         """Whether it is in a transaction."""
         return self._target.in_transaction()
 
+    def lasts(self) -> bool:
+        """Whether what was begun is open still."""
+        return bool(self._block.is_active)
+
     async def begin(self) -> None:
         """Begin a transaction, or a savepoint."""
         self._block = self._target.begin_nested() if self.is_open() else self._target.begin()
@@ -112,7 +124,9 @@ class SqlalchemyTransaction:
 
     async def rollback(self) -> None:
         """Roll back what was begun."""
-        self._block.rollback()
+        if self.is_open():
+            with contextlib.suppress(ResourceClosedError):  # as above
+                self._block.rollback()
 
     async def fetch(self, statement: str, /, *args: Any) -> Sequence[Any]:
         """Run a statement."""

@@ -35,6 +35,9 @@ class Transaction(Protocol):
     def is_open(self) -> bool:
         """Whether the connection is in a transaction, ours or the application's."""
 
+    def lasts(self) -> bool:
+        """Whether what `begin` has begun is open still, and no later transaction."""
+
     async def begin(self) -> None:
         """Begin a transaction; inside of one, a savepoint."""
 

@@ -68,6 +68,24 @@ class Driver:
                 raise ZeroDivisionError
         return ids
 
+    async def save_behind_the_end(self, producer: Producer, end: str) -> None:
+        """End the transaction inside the block, then save."""
+        context = producer.context(self.target)
+        if self.is_async:
+            async with context as outbox:
+                await self._end(end)
+                await outbox.save_many([member()])
+        else:
+            with context as blocking:
+                await self._end(end)
+                blocking.save_many([member()])
+
+    async def _end(self, end: str) -> None:
+        if type(self.target).__module__.startswith("sqlalchemy"):
+            await self._settled(getattr(self.target, end.lower())())
+        else:
+            await self.execute(end)
+
     async def _swallow(self, statement: str) -> None:
         if statement:
             with contextlib.suppress(Exception):
@@ -252,6 +270,29 @@ async def test_an_error_that_was_swallowed_is_no_flush(database: str, driver: Dr
             await asyncio.to_thread(producer.close_blocking)
 
     assert seen.objects == [2]
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_nothing_is_written_behind_the_end_of_the_transaction(
+    database: str, driver: Driver, connection: asyncpg.Connection, end: str
+) -> None:
+    """It would be a message without its change."""
+    async with producing(database) as producer:
+        with pytest.raises(errors.OutboxContextError, match="ended inside the block"):
+            await driver.save_behind_the_end(producer, end)
+
+    assert await remaining(connection) == []
+
+
+@pytest.mark.parametrize("factory", [psycopg.RawCursor, psycopg.ClientCursor])
+async def test_whatever_cursors_an_application_uses(
+    database: str, connection: asyncpg.Connection, factory: type[psycopg.Cursor[Any]]
+) -> None:
+    async with producing(database) as producer:
+        with psycopg.connect(database, cursor_factory=factory) as opened, producer.context(opened) as outbox:
+            outbox.save_many([member()])
+
+    assert len(await remaining(connection)) == 1
 
 
 async def test_a_failure_of_a_flush(database: str, driver: Driver, connection: asyncpg.Connection) -> None:

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import sqlalchemy
-from sqlalchemy import update
-from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy import ForeignKey, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker, create_async_engine
+from sqlalchemy.ext.hybrid import hybrid_property
+from sqlalchemy.orm import (
+    DeclarativeBase,
+    Mapped,
+    Session,
+    configure_mappers,
+    load_only,
+    mapped_column,
+    relationship,
+    sessionmaker,
+)
 
 from outboxd import errors
 from outboxd.contrib.sqlalchemy import Producing, produce
 from outboxd.producer import counts
-from tests.drains import CONTROL, REGION, Recorder, configure, drain_once
+from tests.drains import CONTROL, REGION, Recorder, configure, connected, drain_once
 from tests.integration.produce.test_drivers import sqlalchemy_dsn
 from tests.produce import producing
 
@@ -51,9 +62,35 @@ class Note(Base):
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
-class Wrong(Base):
-    __tablename__ = "wrong"
-    __outbox__ = "MEMBER"
+class Kid(Base):
+    __tablename__ = "kid"
+    __outbox__ = Producing("MEMBER", shard="organization")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    organization: Mapped[int]
+    parent_id: Mapped[int] = mapped_column(ForeignKey("parent.id"))
+
+
+class Parent(Base):
+    __tablename__ = "parent"
+    __outbox__ = Producing("MEMBER", shard="id")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kids: Mapped[list[Kid]] = relationship(cascade="all, delete-orphan")
+
+
+class Tenant(Base):
+    __tablename__ = "tenant"
+    __outbox__ = Producing("PROFILE", shard="id", region="region")
+    id: Mapped[int] = mapped_column(primary_key=True)
+    region: Mapped[str]
+
+
+class ElsewhereBase(DeclarativeBase):
+    pass
+
+
+class Elsewhere(ElsewhereBase):
+    __tablename__ = "elsewhere"
+    __outbox__ = Producing("MEMBER", shard="id")
     id: Mapped[int] = mapped_column(primary_key=True)
 
 
@@ -132,15 +169,165 @@ async def test_statements_that_pass_by_the_session_do_not(session: Session, conn
 
 
 async def test_an_object_that_breaks_a_rule_fails_the_flush(session: Session, connection: asyncpg.Connection) -> None:
-    session.add(Wrong())
-    with pytest.raises(errors.InvalidOutboxError, match=r"Wrong\.__outbox__ is no Producing"):
-        session.flush()
-    session.rollback()
     session.add(Member(organization=7, slug="\0"))
     with pytest.raises((errors.InvalidOutboxError, sqlalchemy.exc.DataError)):
         session.commit()
     session.rollback()
+    session.commit()
     assert await taken(connection) == []
+
+
+@pytest.mark.parametrize(
+    ("says", "complaint"),
+    [
+        ("MEMBER", "Wrong.__outbox__ is no Producing"),
+        (Producing("MEMBER", shard="organisation"), "there is no column organisation, did you mean organization?"),
+        (Producing("MEMBER", shard="name"), "there is no column name"),
+        (Producing("MEMBER", shard="organization", columns=["slugg"]), "there is no column slugg, did you mean slug?"),
+        (Producing("MEMBER", shard="organization", columns="slug"), "columns is a text, not a list of names"),
+    ],
+    ids=["another class", "misspelt shard", "hybrid", "misspelt column", "text"],
+)
+def test_a_class_that_says_it_wrongly_is_refused_when_it_is_mapped(says: object, complaint: str) -> None:
+    class Separate(DeclarativeBase):
+        pass
+
+    class Wrong(Separate):
+        __tablename__ = "wrong"
+        __outbox__ = says
+        id: Mapped[int] = mapped_column(primary_key=True)
+        organization: Mapped[int]
+        slug: Mapped[str]
+
+        @hybrid_property
+        def name(self) -> str:
+            return self.slug
+
+    with pytest.raises(errors.InvalidOutboxError, match=re.escape(complaint)):
+        configure_mappers()
+    Separate.registry.dispose()
+
+
+async def test_what_relationships_do(session: Session, connection: asyncpg.Connection) -> None:
+    parent, other = Parent(kids=[Kid(organization=7)]), Parent()
+    session.add_all([parent, other])
+    session.commit()
+    await taken(connection)
+    kid = parent.kids[0].id
+    other.kids.append(parent.kids.pop())
+    session.commit()
+    assert await taken(connection) == [(7, kid, None)]
+    other.kids.pop()  # an orphan: deleted, although nobody says so
+    session.commit()
+    assert await taken(connection) == [(7, kid, None)]
+    assert await connection.fetchval("SELECT count(*) FROM kid") == 0
+
+
+async def test_values_that_the_database_computes(session: Session, connection: asyncpg.Connection) -> None:
+    member = Member(organization=7, slug="ada")
+    session.add(member)
+    session.commit()
+    await taken(connection)
+    member.slug = func.upper(Member.slug)
+    session.commit()
+    assert await taken(connection) == [(7, member.id, '{"slug": "ADA"}')]
+    member.organization = Member.organization + 1
+    session.commit()
+    assert await taken(connection) == [(7, member.id, '{"slug": "ADA"}'), (8, member.id, '{"slug": "ADA"}')]
+
+
+async def test_what_moves_is_told_of_where_it_was(session: Session, connection: asyncpg.Connection) -> None:
+    member, tenant = Member(organization=7, slug="ada"), Tenant(id=3, region="eu")
+    session.add_all([member, tenant])
+    session.commit()
+    await connection.execute("TRUNCATE outbox, control_outbox")
+    was, member.id, tenant.region = member.id, 500, "us"
+    session.commit()
+    assert [row[:2] for row in await taken(connection)] == [(7, was), (7, 500)]
+    rows = await connection.fetch("DELETE FROM control_outbox RETURNING region_name, shard_identifier")
+    assert sorted(map(tuple, rows)) == [("eu", 3), ("us", 3)]
+    member.organization = 8
+    session.delete(member)  # the row was never in 8; whoever has heard of 8 by a rule of its own, hears of it
+    session.commit()
+    assert (7, 500) in [row[:2] for row in await taken(connection)]
+
+
+async def test_a_deleted_object_of_which_little_was_loaded(session: Session, connection: asyncpg.Connection) -> None:
+    session.add(Member(id=1, organization=7, slug="ada"))
+    session.commit()
+    await taken(connection)
+    session.expunge_all()
+    session.delete(session.scalars(select(Member).options(load_only(Member.seen))).one())
+    session.commit()
+    assert await taken(connection) == [(7, 1, '{"slug": "ada"}')]
+
+
+async def test_a_message_goes_where_its_row_goes(
+    sessions: sessionmaker[Session], another_database: str, connection: asyncpg.Connection
+) -> None:
+    engine = sqlalchemy.create_engine(sqlalchemy_dsn(another_database, "psycopg"))
+    ElsewhereBase.metadata.create_all(engine)
+    with sessions(binds={ElsewhereBase: engine}) as session:
+        session.add_all([Member(organization=7, slug="ada"), Elsewhere(id=9)])
+        session.commit()
+    engine.dispose()
+    async with connected(another_database) as elsewhere:
+        assert [row[:2] for row in await taken(elsewhere)] == [(9, 9)]
+    assert [row[0] for row in await taken(connection)] == [7]
+
+
+async def test_a_flush_of_many_objects_looks_at_each_once(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    sets = 0
+
+    def dirty(self: Session) -> Any:
+        nonlocal sets
+        sets += 1
+        return original.__get__(self)
+
+    original = Session.dirty
+    members = [Member(organization=7, slug=str(number)) for number in range(100)]
+    session.add_all(members)
+    session.commit()
+    monkeypatch.setattr(Session, "dirty", property(dirty))
+    for member in members:
+        member.slug += "x"
+    session.flush()
+    assert sets <= 1
+
+
+async def test_whatever_is_produced_twice_is_written_once(
+    sessions: sessionmaker[Session], connection: asyncpg.Connection
+) -> None:
+    with sessions() as session:
+        produce(session)
+        session.add(Profile(id=3))
+        session.commit()
+    assert await taken(connection, "control_outbox") == [(3, 3, None)]
+
+
+async def test_what_a_closed_session_took_back_is_not_counted(sessions: sessionmaker[Session]) -> None:
+    before = counts.saved.get(("region", "MEMBER"), 0)
+    session = sessions()
+    session.add(Member(organization=7, slug="ada"))
+    session.flush()
+    session.close()
+    session.add(Note())
+    session.commit()
+    assert counts.saved.get(("region", "MEMBER"), 0) == before
+
+
+async def test_an_async_sessionmaker(database: str, connection: asyncpg.Connection) -> None:
+    engine = create_async_engine(sqlalchemy_dsn(database, "asyncpg"))
+    async with producing(database, config=CONFIG) as producer:
+        sessions = async_sessionmaker(engine)
+        produce(sessions, producer)
+        await connection.execute("CREATE TABLE profile (id int PRIMARY KEY)")
+        async with sessions() as session, session.begin():
+            session.add(Profile(id=3))
+        with pytest.raises(errors.InvalidOutboxError, match="give the async_sessionmaker"):
+            produce(AsyncSession)
+    await engine.dispose()
+    assert await taken(connection, "control_outbox") == [(3, 3, None)]
 
 
 async def test_an_async_session(database: str, connection: asyncpg.Connection) -> None:
