@@ -15,7 +15,7 @@ from outboxd.lane import Lane
 from outboxd.meter import Meter
 from outboxd.outbox import Outbox
 from outboxd.readahead import Reader
-from outboxd.replicas import Sources
+from outboxd.replicas import Sources, source_session
 from outboxd.schedule import Scheduler
 from outboxd.settle import Settler
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from outboxd.config import OutboxConfig
     from outboxd.inspection import Table
     from outboxd.pipeline import Pipeline
+    from outboxd.session import Session
     from outboxd.turn import Turn
 
 log = structlog.get_logger()
@@ -52,7 +53,7 @@ class Branch:
         self.settler: Settler | None = None
         self.scheduler: Scheduler | None = None
         self.lane: Lane | None = None
-        self.sources: Sources | None = None
+        self.source_session: Session | None = None
         self.ready = asyncio.Event()
         self.meter = Meter()
         self.claimed = schedule.Counters()
@@ -117,11 +118,11 @@ class Branch:
             reader.started(turn)
             scheduler.started(turn)
 
-        self.sources = Sources(table, pipeline.config.schema, pipeline.dsn)
+        self.source_session = source_session(pipeline.dsn, f"source {self.config.name}")
         lane = Lane(
             self.outbox,
             self.settler,
-            self.sources,
+            Sources(self.config.name, table, pipeline.config.schema, self.source_session),
             discard_unhandled=self.config.on_unhandled == "discard",
             on_started=started,
         )
@@ -146,8 +147,8 @@ class Branch:
         """Close the sessions."""
         if self.outbox is not None:
             await self.outbox.close()
-        if self.sources is not None:
-            await self.sources.close()
+        if self.source_session is not None:
+            await self.source_session.close()
 
     def stop(self) -> None:
         """Wake the loops so that they see the stop."""

@@ -11,12 +11,12 @@ import datetime as dt
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outboxd import capture, errors, inspection, load, privileges, registry, session, source, sql
+from outboxd import capture, errors, inspection, load, privileges, registry, replicas, session, source, sql
 from outboxd.check_table import check_model, check_outbox
 from outboxd.findings import Finding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     import asyncpg
 
@@ -46,8 +46,8 @@ class Prepared:
     loaded: Loaded | None
     configuration: list[Finding]
     receivers: list[Finding]
-    sources: tuple[str, ...] = ()
-    """Tables whose rows the receivers want."""
+    replicated: tuple[ModelConfig, ...] = ()
+    """Models whose rows the receivers want."""
 
 
 def prepare(load_configuration: Callable[[], Loaded], *, no_receiver: Level = "warning") -> Prepared:
@@ -73,8 +73,8 @@ def prepare(load_configuration: Callable[[], Loaded], *, no_receiver: Level = "w
         built = registry.assemble(loaded.config, loaded.folder)
     except errors.OutboxdError as exc:
         return Prepared(loaded, findings, error_findings("receivers", exc))
-    sources = tuple(model.table for category in built.categories.values() for model in category.sources)
-    return Prepared(loaded, findings, _check_receivers(loaded, built, no_receiver), sources)
+    replicated = tuple(model for category in built.categories.values() for model in category.sources)
+    return Prepared(loaded, findings, _check_receivers(loaded, built, no_receiver), replicated)
 
 
 async def check(prepared: Prepared, kinds: list[RoleKind], role: str | None) -> list[Finding]:
@@ -94,6 +94,7 @@ async def check(prepared: Prepared, kinds: list[RoleKind], role: str | None) -> 
             try:
                 with inspection.translated("checking the database"):
                     findings += await _check_database(connection, loaded.config, kinds or ["daemon"])
+                    findings += await _check_replicated(connection, loaded.config, prepared.replicated)
                     findings += await _check_privileges(connection, prepared, kinds or ["daemon"], role)
             except errors.OutboxdError as exc:
                 findings += error_findings("connection", exc)
@@ -224,6 +225,29 @@ async def _check_model(connection: asyncpg.Connection, config: Config, model: Mo
     return found
 
 
+async def _check_replicated(
+    connection: asyncpg.Connection, config: Config, models: Iterable[ModelConfig]
+) -> list[Finding]:
+    """Check that the rows which receivers want can be read."""
+    outboxes = {outbox.name: outbox for outbox in config.outboxes}
+    findings = []
+    for model in models:
+        subject = f"model {model.table}"
+        if model.outbox not in outboxes or await privileges.find_table(connection, model.table) is None:
+            continue  # the latter has been said
+        try:
+            table = await inspection.read_table(connection, outboxes[model.outbox])
+            statements = await replicas.statements_of(connection, model, table.object_type, config.schema)
+            with inspection.translated(f"preparing to read rows of {model.table}"):
+                await connection.prepare(statements["many"])
+            findings.append(Finding("ok", subject, "its rows can be read for the receivers of its messages"))
+        except errors.PrivilegeError:
+            continue  # said with its GRANT
+        except errors.OutboxdError as exc:
+            findings += error_findings(subject, exc)
+    return findings
+
+
 async def _check_capture(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[Finding]:
     subject = f"model {model.table}"
     try:
@@ -281,7 +305,8 @@ async def _check_privileges(
 async def _privilege_finding(connection: asyncpg.Connection, prepared: Prepared, role: str, kind: RoleKind) -> Finding:
     assert prepared.loaded is not None
     config, purpose = prepared.loaded.config, _PURPOSES[kind]
-    if grants := await privileges.missing_grants(connection, config, role, kind, sources=prepared.sources):
+    sources = [model.table for model in prepared.replicated]
+    if grants := await privileges.missing_grants(connection, config, role, kind, sources=sources):
         return Finding("error", "privileges", f"role {role} lacks what it needs to {purpose}", "\n".join(grants))
     if kind != "owner" and not await privileges.is_migrated(connection, config, kind):
         text = f"role {role} lacks nothing that is there; whether it can {purpose} shows when all is migrated"

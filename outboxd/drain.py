@@ -24,6 +24,7 @@ from outboxd.lane import Queue
 from outboxd.meter import SLICE_S
 from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Untried
 from outboxd.options import NOTHING_OFF
+from outboxd.replicas import RowUnreadableError
 from outboxd.settle import Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
@@ -237,8 +238,7 @@ class Drain:
     async def _deliver_special(self, lane: Lane, turn: Turn, group: Group, category: Category | None) -> Outcome:
         refusal = self._refusal(lane, group, category)
         if refusal is not None or category is None:
-            self._report(refusal, None)
-            return refusal
+            return self._unsent(refusal)
         if not category.receivers:
             turn.unhandled |= {category.value}
             return None
@@ -248,7 +248,10 @@ class Drain:
             if self._must_end(lane, turn):
                 raise errors.StatementFailed("a stop, or a lost claim, came while the payload was read")
         if category.sources:
-            await lane.sources.prepare(turn, group, category)
+            try:
+                await lane.sources.prepare(turn, group, category)
+            except RowUnreadableError as exc:
+                return self._unsent(Failed(str(exc)))
             if self._must_end(lane, turn):
                 raise errors.StatementFailed("a stop, or a lost claim, came while rows were read")
         rest = self._send(lane, turn, group, category, payload)
@@ -260,7 +263,8 @@ class Drain:
         try:
             message = message_of(group, turn, lane.outbox.name, category, self._live.registry, payload)
         except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes
-            return self._unparsed(group, exc)
+            failed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
+            return _known(self._unsent(failed))
         if self.tracer is not None:
             return self._traced(self.tracer, group, category, message)
         rest = self._delivery.send_signal(category, message)
@@ -282,10 +286,10 @@ class Drain:
             return Buried(outcome.error)
         return Failed(outcome.error, outcome.retry_later_s)  # its exception would keep the payload in memory (I10)
 
-    async def _unparsed(self, group: Group, exc: BaseException) -> Outcome:
-        failed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
-        self._report(failed, None)
-        return failed
+    def _unsent(self, outcome: Outcome) -> Outcome:
+        """Tell of a message that no receiver was given."""
+        self._report(outcome, None)
+        return outcome
 
     def _report(self, outcome: Outcome, message: Message | None) -> None:
         if isinstance(outcome, Failed) and self._live.on_failed is not None:

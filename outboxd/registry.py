@@ -72,7 +72,7 @@ def replicates(*tables: str) -> Callable[[type], type]:
         for method in ("handle_async_replication", "handle_async_deletion"):
             if not inspect.iscoroutinefunction(getattr(class_, method, None)):
                 raise TypeError(f"@replicates: {class_.__qualname__} has no `async def {method}`")
-        setattr(class_, _TABLES, (*getattr(class_, _TABLES, ()), *tables))
+        setattr(class_, _TABLES, (*vars(class_).get(_TABLES, ()), *tables))
         return class_
 
     return mark
@@ -99,7 +99,7 @@ class Category:
     attempts_max: int = 0
     receivers: tuple[Receiver, ...] = ()
     sources: tuple[ModelConfig, ...] = ()
-    """Models whose rows its receivers want."""
+    """Models whose rows its receivers want; of one table, at most one for each outbox."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,19 +183,36 @@ def _replicas(
     sources: dict[str, list[ModelConfig]],
 ) -> list[str]:
     """Add the receivers that a class marked with `@replicates` stands for; returns what is wrong with them."""
-    problems = []
-    tables = getattr(marked, _TABLES, ())
-    instance = marked() if tables else None
+    tables = _replicated(marked)
+    if not tables:
+        return []
     label = f"{marked.__module__}.{_name(marked)}"
-    for table in tables:
+    try:
+        instance = marked()
+    except Exception as exc:  # whatever a user's class raises is the user's to see
+        return [f"{label} cannot be made without arguments: {_own_error(exc)}"]
+    problems = []
+    for table in dict.fromkeys(tables):
         models = [model for model in config.model if model.table == table]
         if not models:
             near = suggest.nearest(table, [model.table for model in config.model])
             problems.append(f"{label} replicates {table}, which is no [[model]]{near}")
-        for model in models:
-            wanted[model.category].append(Receiver(label, _replication(instance, table), is_async=True))
-            sources[model.category].append(model)
+        if len({(model.category, model.outbox) for model in models}) < len(models):
+            problems.append(
+                f"{label} replicates {table}, of which two [[model]] write one category into one outbox:"
+                " nobody could tell which of them a message is about"
+            )
+        for category in dict.fromkeys(model.category for model in models):
+            wanted[category].append(Receiver(label, _replication(instance, table), is_async=True))
+            own = [model for model in models if model.category == category]
+            sources[category] += [model for model in own if model not in sources[category]]
     return problems
+
+
+def _replicated(marked: Any) -> tuple[str, ...]:
+    """Return the tables that a class itself is marked with: a class derived from it is another receiver."""
+    tables: tuple[str, ...] = getattr(marked, "__dict__", {}).get(_TABLES, ())
+    return tables
 
 
 def _replication(instance: Any, table: str) -> Callable[[Message], Awaitable[None]]:
@@ -270,7 +287,7 @@ def load_receivers(modules: list[str], folder: Path | None) -> list[Callable[...
 
 
 def _marked(module: ModuleType) -> list[Callable[..., Any]]:
-    return [v for v in vars(module).values() if callable(v) and (hasattr(v, _MARK) or hasattr(v, _TABLES))]
+    return [v for v in vars(module).values() if callable(v) and (hasattr(v, _MARK) or _replicated(v))]
 
 
 def _own_error(exc: BaseException) -> str:

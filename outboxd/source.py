@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.config import Config, ModelConfig
-    from outboxd.inspection import Table
+    from outboxd.inspection import Relation, Table
 
 _STATEMENTS = sql.load("backfill.sql")
 _KEY_TYPES = ("smallint", "integer", "bigint", "uuid")
@@ -131,11 +131,7 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
         )
     if relation.kind not in _KINDS:
         raise errors.SchemaError(f"{subject}: {relation.name} is not a table", hint="Only a table can be walked.")
-    if relation.row_security:
-        raise errors.SchemaError(
-            f"{subject}: row level security hides rows from this role, which would be passed over in silence",
-            hint=f"Give the role BYPASSRLS, or ALTER TABLE {relation.name} DISABLE ROW LEVEL SECURITY.",
-        )
+    refuse_row_security(relation, subject)
     keys = next((index.keys for index in relation.indexes if index.is_primary), ())
     if len(keys) != 1:
         found = f"its primary key is ({', '.join(keys)})" if keys else "it has no primary key"
@@ -150,6 +146,20 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
         )
     bare = model.table.partition(".")[2] or model.table
     return Source(relation.oid, relation.name, sql.quote(bare), sql.quote(keys[0]), key_type)
+
+
+def refuse_row_security(relation: Relation, subject: str) -> None:
+    """
+    Refuse a table of which this role may not see every row.
+
+    Raises:
+        SchemaError: That.
+    """
+    if relation.row_security:
+        raise errors.SchemaError(
+            f"{subject}: row level security hides rows from this role, which would be passed over in silence",
+            hint=f"Give the role BYPASSRLS, or ALTER TABLE {relation.name} DISABLE ROW LEVEL SECURITY.",
+        )
 
 
 def names_of_expressions(model: ModelConfig, alias: str) -> dict[str, str]:

@@ -8,15 +8,20 @@ messages of many traces. So it is a span of its own, with a link to each of them
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING
+
+import structlog
 
 if TYPE_CHECKING:
-    from opentelemetry.trace import Link, Tracer
+    from opentelemetry.trace import Link, Span, Tracer
 
     from outboxd.model import Message, Outcome
 
+log = structlog.get_logger()
+_NAMES = ("traceparent", "tracestate")
 LINKS_MAX = 128
 """As many as the SDK keeps of a span by default."""
 
@@ -51,12 +56,11 @@ def links_of(texts: Iterable[str]) -> list[Link]:
     found: dict[tuple[int, int], Link] = {}
     for text in texts:
         try:
-            carrier = json.loads(text)
+            headers_ = json.loads(text)
         except (ValueError, RecursionError):  # jsonb holds numbers and depths that Python does not
             continue
-        if not isinstance(carrier, dict) or not isinstance(carrier.get("traceparent"), str):
-            continue
-        context = TraceContextTextMapPropagator().extract(carrier)
+        carrier = {name: headers_.get(name) for name in _NAMES} if isinstance(headers_, dict) else {}
+        context = TraceContextTextMapPropagator().extract({k: v for k, v in carrier.items() if isinstance(v, str)})
         span = trace.get_current_span(context).get_span_context()
         if span.is_valid and len(found) < LINKS_MAX:
             found.setdefault((span.trace_id, span.span_id), trace.Link(span))
@@ -64,9 +68,34 @@ def links_of(texts: Iterable[str]) -> list[Link]:
 
 
 @contextlib.contextmanager
-def delivery(tracer_: Tracer, message: Message, texts: Iterable[str]) -> Iterator[Any]:
-    """Make the span of a delivery the current one; yields what takes its outcome."""
-    from opentelemetry.trace import SpanKind, Status, StatusCode
+def delivery(tracer_: Tracer, message: Message, texts: Iterable[str]) -> Iterator[Callable[[Outcome], None]]:
+    """
+    Make the span of a delivery the current one; yields what takes its outcome.
+
+    Whatever goes wrong with the span (a processor may raise) is logged: the delivery has its own outcome.
+    """
+    with contextlib.ExitStack() as ending:
+        span: Span | None = None
+        with _unharmed():
+            span = ending.enter_context(_span(tracer_, message, texts))
+        try:
+            yield functools.partial(_tell, span)
+        finally:
+            with _unharmed():
+                ending.close()
+
+
+@contextlib.contextmanager
+def _unharmed() -> Iterator[None]:
+    try:
+        yield
+    except Exception:
+        log.exception("trace.failed")
+
+
+def _span(tracer_: Tracer, message: Message, texts: Iterable[str]) -> contextlib.AbstractContextManager[Span]:
+    from opentelemetry import context
+    from opentelemetry.trace import SpanKind
 
     attributes: dict[str, str | int] = {
         "messaging.system": "outboxd",
@@ -80,17 +109,23 @@ def delivery(tracer_: Tracer, message: Message, texts: Iterable[str]) -> Iterato
         "outbox.object_identifier": str(message.object_identifier),
         "outbox.attempt": message.attempt,
     }
-    name = f"process {message.category_name}"
-    with tracer_.start_as_current_span(
-        name, kind=SpanKind.CONSUMER, links=links_of(texts), attributes=attributes, record_exception=False
-    ) as span:
+    return tracer_.start_as_current_span(
+        f"process {message.category_name}",
+        context=context.Context(),  # a root, also where a flush runs inside a span of the application's
+        kind=SpanKind.CONSUMER,
+        links=links_of(texts),
+        attributes=attributes,
+        record_exception=False,
+    )
 
-        def end(outcome: Outcome) -> None:
-            if outcome is None:
-                return
-            text = getattr(outcome, "error", "") or getattr(outcome, "reason", "")
-            span.set_status(Status(StatusCode.ERROR, text))
-            if (exception := getattr(outcome, "exception", None)) is not None:
-                span.record_exception(exception)
 
-        yield end
+def _tell(span: Span | None, outcome: Outcome) -> None:
+    if span is None or outcome is None:
+        return
+    from opentelemetry.trace import Status, StatusCode
+
+    text = getattr(outcome, "error", "") or getattr(outcome, "reason", "")
+    with _unharmed():
+        span.set_status(Status(StatusCode.ERROR, text))
+        if (exception := getattr(outcome, "exception", None)) is not None:
+            span.record_exception(exception)

@@ -103,7 +103,7 @@ class Turn(msgspec.Struct, eq=False):
         committed: Set, where it is awaited, when nothing is unsettled any more.
         delivered: Groups that are not handed to the settler yet.
         unhandled: Categories for which no receiver was called.
-        rows: What is at hand for model receivers: rows by source table and object.
+        rows: What is at hand for model receivers: by source table and category, then by object.
         slice_at: When the slice of work under way began, monotonic seconds.
         over: Nothing more will be handed to the settler.
         unsettled: Endings that are not committed.
@@ -126,7 +126,7 @@ class Turn(msgspec.Struct, eq=False):
     committed: asyncio.Event | None = None
     delivered: list[Group] = []
     unhandled: frozenset[int] = frozenset()
-    rows: dict[str, dict[Any, Any]] = {}
+    rows: dict[tuple[str, str], dict[Any, Any]] = {}
     slice_at: float = 0.0
     over: bool = False
     unsettled: int = 0

@@ -29,7 +29,6 @@ from outboxd.model import Candidate
 from outboxd.producer import counts
 from outboxd.producer import seat as seats
 from outboxd.producer.seat import Seat
-from outboxd.replicas import Sources
 from outboxd.settle import Settler
 from outboxd.turn import ID, Turn, coalesce, keep_headers
 
@@ -140,13 +139,13 @@ class Flusher:
                 latest = time.monotonic() - IDLE_S_MAX
                 for seat in [each for each in self._idle if each.lent_until < latest]:
                     self._idle.remove(seat)
-                    await seat.session.close()
+                    await seat.close()
         finally:
             await self._close_idle()
 
     async def _close_idle(self) -> None:
         while self._idle:
-            await self._idle.pop().session.close()
+            await self._idle.pop().close()
 
     async def close(self) -> None:
         """Close the sessions that are not lent."""
@@ -257,8 +256,8 @@ class _Drain:
         self._settler = Settler(self._outbox, live, on_settled=_nothing, on_room=_nothing, meter=meter)
         self._settler.gives_up = True
         discards = flushed.config.on_unhandled == "discard"
-        self._sources = Sources(flushed.table, seat.schema, seat.dsn)
-        self._lane = Lane(self._outbox, self._settler, self._sources, discard_unhandled=discards, on_started=_nothing)
+        sources = seat.sources_of(flushed)
+        self._lane = Lane(self._outbox, self._settler, sources, discard_unhandled=discards, on_started=_nothing)
         self._turns = Drain(live, Delivery(live))
 
     def problem_of(self, left: set[int]) -> Problem:
@@ -276,7 +275,6 @@ class _Drain:
             with anyio.move_on_after(SETTLE_S_MAX):
                 await self._settler.idle.wait()
             background.cancel_scope.cancel()
-        await self._sources.close()
         if self._settler.error is not None:
             self.problems.append((str(self._settler.error), None))
 

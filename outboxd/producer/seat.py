@@ -12,6 +12,7 @@ from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, Claim
 from outboxd.live import Live
 from outboxd.options import SwitchBoard
 from outboxd.outbox import Outbox, renderer_of
+from outboxd.replicas import Sources, source_session
 from outboxd.session import Session
 
 if TYPE_CHECKING:
@@ -55,11 +56,12 @@ class Seat:
         self._config = config
         self._registry = registry
         self.dsn = dsn
-        self.schema = config.schema
+        self._source_session = source_session(dsn, "flush source")
         self._board = SwitchBoard(config, dsn, self.session)
         self._prepared = False
         self._looked_at = 0.0
         self._outboxes: dict[tuple[str, int], Outbox] = {}
+        self._sources: dict[tuple[str, int], Sources] = {}
         renderer = sql.Renderer({"schema": sql.quote(config.schema)}, {})
         self._sql = {name: renderer.render(_CLAIM[name]) for name in ("claim", "release", "recently_died")}
 
@@ -86,6 +88,18 @@ class Seat:
                 flushed.config.name, flushed.table, schema=self._config.schema, dsn=self.dsn, session=self.session
             )
         return self._outboxes[key]
+
+    def sources_of(self, flushed: Flushed) -> Sources:
+        """Return what reads the rows that the messages of an outbox are about, on a session of its own."""
+        key = (flushed.config.name, flushed.table.oid)
+        if key not in self._sources:
+            self._sources[key] = Sources(flushed.config.name, flushed.table, self._config.schema, self._source_session)
+        return self._sources[key]
+
+    async def close(self) -> None:
+        """Close the sessions."""
+        await self._source_session.close()
+        await self.session.close()
 
     async def ask(self, flushed: Flushed, name: str, *args: Any) -> list[asyncpg.Record]:
         """Run a statement about the table of an outbox."""

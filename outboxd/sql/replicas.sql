@@ -1,26 +1,26 @@
 -- Rows of source tables, for model receivers.
 --
 -- Names in braces: {source} and {alias} (the table and its bare name), {object} (its object identifier, qualified), {type}
--- (the type of object identifiers in the outbox), {columns}, {condition} (the model's where_sql).
+-- (the type of object identifiers in the outbox), {condition} (the model's where_sql).
 
 -- name: many
 -- The rows of many objects; of large ones only that they are there, so that memory is bounded (I10).
 -- $1 …[]           object identifiers, in the outbox's type
--- returns          outboxd_object (in the outbox's type), outboxd_is_large, then the table's columns
+-- returns          outboxd_object (in the outbox's type), outboxd_is_large, both again with _, and the table's columns
 -- index            the unique one on the object identifier
-SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, {columns}
-FROM {source} AS {alias}
-WHERE {object} = ANY ($1::{type}[]) AND {condition} AND pg_column_size({alias}.*) <= 8192
-UNION ALL
-SELECT {object}::{type}, true, {absent}
-FROM {source} AS {alias}
-WHERE {object} = ANY ($1::{type}[]) AND {condition} AND pg_column_size({alias}.*) > 8192
+SELECT found.outboxd_object_ AS outboxd_object, found.outboxd_is_large_ AS outboxd_is_large, kept.*
+FROM (
+    SELECT {object}::{type} AS outboxd_object_, pg_column_size({alias}.*) > 8192 AS outboxd_is_large_, {alias}.*
+    FROM {source} AS {alias}
+    WHERE {object} = ANY ($1::{type}[]) AND {condition}
+) AS found
+LEFT JOIN LATERAL (SELECT found.*) AS kept ON NOT found.outboxd_is_large_
 
 -- name: one
 -- The row of one object, however large.
 -- $1 …[]           its identifier
 -- returns          as above
-SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, {columns}
+SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, {alias}.*
 FROM {source} AS {alias}
 WHERE {object} = ANY ($1::{type}[]) AND {condition}
 

@@ -360,6 +360,27 @@ class TestPrivileges:
         _, findings = await check(config, "--role", "reader", "--as", role)
         assert "member" not in str(of_level(findings, "error"))
 
+    @pytest.mark.parametrize(
+        ("table", "where", "complaint"),
+        [
+            ("id bigint, organization_id bigint, PRIMARY KEY (id, organization_id)", "", "id is not unique"),
+            ("id bigint UNIQUE DEFERRABLE, organization_id bigint", "", "id is not unique"),
+            ("id text PRIMARY KEY, organization_id bigint", "", "id is text, but the outbox has object identifiers of"),
+            ("id bigint PRIMARY KEY, organization_id bigint", "gone > 1", 'column "gone" does not exist'),
+        ],
+        ids=["key of two columns", "deferrable", "another type", "condition"],
+    )
+    async def test_rows_that_receivers_could_not_be_given(
+        self, database: str, connection: asyncpg.Connection, tmp_path: Path, table: str, where: str, complaint: str
+    ) -> None:
+        model = f'{MODEL}replication_version = 0\nwhere_sql = "{where}"\n'
+        config = write_configuration(tmp_path, database, model, REPLICATING)
+        await connection.execute(f"CREATE TABLE member ({table})")
+        await run("migrate", config=config)
+        code, findings = await check(config)
+        assert code == 78
+        assert complaint in str(of_level(findings, "error"))
+
     async def test_what_is_not_there_yet_is_not_said_to_be_granted(
         self, database: str, tmp_path: Path, role: str
     ) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
 from outboxd import tracing
 from outboxd.producer import NewMessage
-from tests.drains import Recorder, drain_once, failing, write
+from tests.drains import Recorder, drain_once, failing, failures, remaining, write
 from tests.produce import producing
 
 if TYPE_CHECKING:
@@ -118,7 +118,8 @@ async def test_a_failure_is_one_of_the_span(
 
 
 @pytest.mark.parametrize(
-    "headers", ['{"n": ' + "9" * 5000 + "}", "[1]", '"x"', '{"traceparent": 1}', '{"traceparent": "00-zz"}', "{}"]
+    "headers",
+    ['{"n": ' + "9" * 5000 + "}", "[1]", '"x"', '{"traceparent": 1}', '{"traceparent": "00-zz"}', "{}"],
 )
 async def test_headers_of_others_are_no_trouble(
     database: str, connection: asyncpg.Connection, spans: InMemorySpanExporter, headers: str
@@ -133,6 +134,56 @@ async def test_headers_of_others_are_no_trouble(
     assert [span.links for span in deliveries(spans)] == [()]
 
 
+@pytest.mark.parametrize("state", ["5", "true", '["a", 2]', '{"a": 1}', "null"])
+async def test_a_strange_tracestate_leaves_the_traceparent_a_link(
+    database: str, connection: asyncpg.Connection, spans: InMemorySpanExporter, state: str
+) -> None:
+    trace_id = "0af7651916cd43dd8448eb211c80319c"
+    await write(connection)
+    text = f'{{"traceparent": "00-{trace_id}-b7ad6b7169203331-01", "tracestate": {state}}}'
+    await connection.execute("UPDATE outbox SET headers = $1", text)
+    seen = Recorder()
+    await drain_once(database, seen)
+
+    assert len(seen.messages) == 1
+    assert [[format(link.context.trace_id, "032x") for link in span.links] for span in deliveries(spans)] == [
+        [trace_id]
+    ]
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+async def test_an_exception_that_cannot_be_recorded_is_a_failure_all_the_same(
+    database: str, connection: asyncpg.Connection, spans: InMemorySpanExporter
+) -> None:
+    await write(connection)
+    await drain_once(database, Recorder(failing(error=UnspeakableError())))
+    assert len(await failures(connection)) == 1
+
+
+@pytest.mark.parametrize("moment", ["on_start", "on_end"])
+async def test_a_processor_that_raises_does_not_touch_the_delivery(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("the collector is away")
+
+    processor = SpanProcessor()
+    monkeypatch.setattr(processor, moment, fail)
+    provider = TracerProvider()
+    provider.add_span_processor(processor)
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    await write(connection)
+    seen = Recorder()
+    await drain_once(database, seen)
+
+    assert len(seen.messages) == 1
+    assert await remaining(connection) == []
+
+
 async def test_a_flush_is_traced_too(
     database: str, connection: asyncpg.Connection, spans: InMemorySpanExporter
 ) -> None:
@@ -144,6 +195,7 @@ async def test_a_flush_is_traced_too(
 
     [span] = deliveries(spans)
     assert [link.context.trace_id for link in span.links] == [request.get_span_context().trace_id]
+    assert span.parent is None
 
 
 def test_where_nobody_has_set_it_up_nothing_is_traced() -> None:
