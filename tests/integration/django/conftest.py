@@ -13,6 +13,7 @@ import django
 import psycopg
 import pytest
 from django.conf import settings
+from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
@@ -22,7 +23,8 @@ if not settings.configured:  # not as a module: that would set the time zone of 
     settings.configure(**{name: value for name, value in vars(project).items() if name.isupper()})
     django.setup()
 
-from tests.integration.django.shop import models, receivers
+from outboxd.contrib.django import configuration
+from tests.integration.django.shop import receivers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -119,19 +121,9 @@ def _opened(alias: str, dsn: str) -> Iterator[Database]:
     connections[alias].close()
     connections[alias].settings_dict.update(project.database(dsn))
     receivers.forget()
-    with connections[alias].schema_editor() as editor:
-        for model in models.EVERY:
-            editor.create_model(model)
+    call_command("migrate", database=alias, verbosity=0)
     opened = Database(dsn)
     yield opened
     opened.close()
     connections[alias].close()
-    close_flushers()
-
-
-def close_flushers() -> None:
-    """Close what the flushes of this test have left open."""
-    from outboxd.contrib.django import configuration
-
-    for producer in configuration.loaded():
-        producer.close_blocking()
+    configuration.close_flushers()

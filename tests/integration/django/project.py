@@ -15,7 +15,13 @@ def database(dsn: str) -> dict[str, Any]:
     return {key: parts.get(name, "") for key, name in names.items()} | {"ENGINE": "django.db.backends.postgresql"}
 
 
-DATABASES = {alias: database(os.environ.get("SHOP_DSN", "")) for alias in ("default", "archive")}
+def _of_environment(alias: str) -> dict[str, Any]:
+    """The test runner makes a database of another name beside it, for each alias one."""
+    given = database(os.environ.get("SHOP_DSN", ""))
+    return given | {"TEST": {"NAME": f"{given['NAME']}_{alias}_made"}}
+
+
+DATABASES = {alias: _of_environment(alias) for alias in ("default", "archive")}
 INSTALLED_APPS = ["outboxd.contrib.django", "tests.integration.django.shop"]
 OUTBOXD_CONFIG: str | dict[str, str] | None = os.environ.get("SHOP_CONFIG")
 if "SHOP_ARCHIVE_CONFIG" in os.environ:
