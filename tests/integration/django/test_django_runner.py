@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from django.core import mail
 from django.core.management import call_command
+from django.test import override_settings
 
 from tests.integration.django.conftest import CONFIG, RECEIVERS
 from tests.processes import run
@@ -34,3 +36,22 @@ async def test_a_suite(database: str, connection: asyncpg.Connection, tmp_path: 
 
 def test_the_migrations_are_those_of_the_models(db: Database) -> None:
     call_command("makemigrations", check_changes=True, dry_run=True)
+
+
+def test_outside_of_tests_and_elsewhere_nothing_is_made(
+    db: Database, archive: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text('schema = "other"\n' + CONFIG.format(dsn="host=/nowhere", modules=""))
+
+    def made(is_test: bool) -> list[bool]:
+        monkeypatch.delattr(mail, "outbox", raising=False)
+        if is_test:
+            monkeypatch.setattr(mail, "outbox", [], raising=False)
+        with override_settings(OUTBOXD_CONFIG={"default": path}):
+            for alias in ("default", "archive"):
+                call_command("migrate", database=alias, verbosity=0)
+        return [bool(each.rows("SELECT 1 WHERE to_regnamespace('other') IS NOT NULL")) for each in (db, archive)]
+
+    assert made(is_test=False) == [False, False]
+    assert made(is_test=True) == [True, False]
