@@ -13,6 +13,7 @@ class OutboxdConfig(AppConfig):
     name = "outboxd.contrib.django"
     label = "outboxd"
     verbose_name = "outboxd"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
         """Tell the producers where their configuration is, loaded with the first message; check models; serve tests."""

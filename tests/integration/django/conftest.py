@@ -79,15 +79,22 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def template(migrated: str) -> str:
-    """The database that every test's database is a copy of."""
-    return migrated
+def template(postgres: Postgres, migrated: str) -> Iterator[str]:
+    """The database that every test's database is a copy of: outboxd's tables are there, and those of the project."""
+    name = f"{migrated}_django"
+    with psycopg.connect(postgres.dsn, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {migrated}".encode())
+        connections["default"].settings_dict.update(project.database(postgres.dsn_of(name)))
+        call_command("migrate", verbosity=0)
+        connections["default"].close()
+        yield name
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.fixture
-async def archive_database(postgres: Postgres, migrated: str, database: str) -> AsyncIterator[str]:
+async def archive_database(postgres: Postgres, template: str, database: str) -> AsyncIterator[str]:
     name = f"{urlsplit(database).path[1:]}_archive"
-    await postgres.admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated}")
+    await postgres.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield postgres.dsn_of(name)
     await postgres.admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -121,7 +128,6 @@ def _opened(alias: str, dsn: str) -> Iterator[Database]:
     connections[alias].close()
     connections[alias].settings_dict.update(project.database(dsn))
     receivers.forget()
-    call_command("migrate", database=alias, verbosity=0)
     opened = Database(dsn)
     yield opened
     opened.close()
