@@ -102,13 +102,15 @@ class OutboxAdmin(_ModelAdmin):
                 shown["trouble"] = exc
             for row in shown.get("off", ()):
                 row["resume"] = row["id"] and self._url("resume", alias, row["id"])
+            for outbox in shown.get("outboxes", ()):
+                outbox["messages"] = self._url("messages", alias, given={"outbox": outbox["name"]})
             for row in (*shown.get("stuck", ()), *shown.get("shards", ())):
                 shard = _shard_of(row)
                 row |= {
                     "messages": self._url("messages", alias, given={"outbox": row["outbox"], **shard}),
                     "pause": self._url("pause", alias, given=shard),
                 }
-            databases.append(shown | {"messages": self._url("messages", alias)})
+            databases.append(shown)
         return self._page(request, "overview", "Outboxes", databases=databases)
 
     def list_messages(self, request: HttpRequest, alias: str) -> HttpResponse:
@@ -216,7 +218,8 @@ async def _look(connection: asyncpg.Connection, config: Config) -> dict[str, lis
     shards = await fetch(connection, diagnosis.shards(config, outboxes, limit=SHARDS), "looking at shards")
     for row in off:
         row["subject"] = switching.subject(row)
-    return {"off": _timed(off), "stuck": _timed(stuck), "shards": _timed(shards)}
+    named: list[Row] = [{"name": outbox.name} for outbox in outboxes]
+    return {"outboxes": named, "off": _timed(off), "stuck": _timed(stuck), "shards": _timed(shards)}
 
 
 async def _list(

@@ -208,6 +208,15 @@ def test_messages_of_regions(db: Database, operator: Client, regions: None) -> N
     assert "shards by region" in text(operator, MESSAGES, outbox="control", **SHARD)
 
 
+def test_numbers_are_shown_as_they_are_typed(db: Database, operator: Client) -> None:
+    save(1234567)
+    with override_settings(USE_THOUSAND_SEPARATOR=True):
+        for page in (MESSAGES, f"{MESSAGES}region/1/"):
+            assert "1234567" in text(operator, page)
+    assert "now" in text(operator, MESSAGES)
+    assert f'href="{MESSAGES}?outbox=region"' in operator.get(PAGE).content.decode()
+
+
 def test_a_message_shows_its_payload(db: Database, operator: Client) -> None:
     number = save(payload={"a": "<script>"}, headers={"b": "<i>"})
     content = operator.get(f"{MESSAGES}region/{number}/").content.decode()
