@@ -7,6 +7,7 @@ would, the answer is an estimate and says so.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -187,17 +188,8 @@ def messages_of_shard(
     """Ask for a shard's messages, newest first."""
     about = f"""Messages of one shard of {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.
 {_ABOUT_MESSAGES}"""
-    columns = outbox.sharding_columns
-    shard: dict[str, Any] = {"shard_scope": scope, "shard_identifier": identifier, "region_name": region}
-    first, *rest = [f"o.{sql.quote(column)}" for column in columns]
-    conditions = [f"{first} = ANY ({{value:{columns[0]}}})"]
-    conditions += [f"{name} = {{value:{column}}}" for name, column in zip(rest, columns[1:], strict=True)]
-    values = {**shard, columns[0]: [shard[columns[0]]], "limit": limit, "payload": PAYLOAD_BYTES_MAX}
-    names = _names_of_messages(config, outbox)
-    names["of_shard"] = Query(about="", statement=" AND ".join(conditions), names={}, shard_columns={})
-    return _query(
-        "messages_of_shard", config, outbox, names, values, about=about, numbers=numbers_of(config, scope=scope)
-    )
+    found = messages(config, outbox, shard=(scope, identifier), region=region, limit=limit)
+    return dataclasses.replace(found, about=about, numbers=numbers_of(config, scope=scope))
 
 
 def messages_of_object(
@@ -214,16 +206,70 @@ def messages_of_object(
     about = f"""Messages about one object in {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.
 No index knows objects: only the newest {bounds.object_rows} messages of the outbox are looked at.
 {_ABOUT_MESSAGES}"""
-    values: dict[str, Value] = {
-        "category": category,
-        "object": identifier,
-        "limit": limit,
-        "payload": PAYLOAD_BYTES_MAX,
+    found = messages(
+        config, outbox, category=category, object_identifier=identifier, region=region, limit=limit, bounds=bounds
+    )
+    return dataclasses.replace(found, about=about, numbers=numbers_of(config, category=category))
+
+
+def messages(
+    config: Config,
+    outbox: OutboxConfig,
+    *,
+    message_id: int | None = None,
+    below: int | None = None,
+    shard: tuple[int, Identifier] | None = None,
+    region: str | None = None,
+    category: int | None = None,
+    object_identifier: Identifier | None = None,
+    limit: int,
+    payload_bytes_max: int = PAYLOAD_BYTES_MAX,
+    bounds: Bounds = BOUNDS,
+) -> Query:
+    """
+    Ask for the messages that all of this is true of, newest first.
+
+    Args:
+        config: Has the names.
+        outbox: Where to look.
+        message_id: The one with this id.
+        below: Those with a lower id: how a list goes on.
+        shard: Scope and identifier; with *region*, where the outbox shards by region.
+        region: Its name.
+        category: Its number; looked for among the newest `bounds.object_rows` messages, of the shard if one is given.
+        object_identifier: Looked for as a category is.
+        limit: Messages at most.
+        payload_bytes_max: Payloads and headers that are larger are not read; 0: none is.
+        bounds: How much may be read.
+    """
+    led, of_shard = ([], {}) if shard is None else _of_shard(outbox, *shard, region)
+    led += [] if message_id is None else ["o.id = {value:id}"]
+    led += [] if below is None else ["o.id < {value:below}"]
+    fits = [] if category is None else ["o.category = {value:category}"]
+    fits += [] if object_identifier is None else ["o.object_identifier = {value:object}"]
+    fits += [] if region is None or of_shard else ["o.region_name = {value:region_name}"]
+    values: dict[str, Value] = {"id": message_id, "below": below, "category": category, "object": object_identifier}
+    values |= {"region_name": region, **of_shard}
+    values |= {"rows": bounds.object_rows if fits else limit, "limit": limit, "payload": payload_bytes_max}
+    about = f"Messages of {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.\n{_ABOUT_MESSAGES}"
+    names = {
+        **_names_of_messages(config, outbox),
+        "led": _fragment(" AND ".join(led) or "true"),
+        "fits": _fragment(" AND ".join(fits) or "true"),
+        "backwards": _part("backwards", config, outbox) if of_shard else "",
     }
-    values |= {"rows": bounds.object_rows, "region": region}
-    names = {**_names_of_messages(config, outbox), **_narrowed(region)}
-    numbers = numbers_of(config, category=category)
-    return _query("messages_of_object", config, outbox, names, values, about=about, numbers=numbers)
+    return _query("messages", config, outbox, names, values, about=about, numbers=numbers_of(config))
+
+
+def _of_shard(
+    outbox: OutboxConfig, scope: int, identifier: Identifier, region: str | None
+) -> tuple[list[str], dict[str, Value]]:
+    """Return the conditions that lead to a shard, and their values."""
+    shard: dict[str, Any] = {"shard_scope": scope, "shard_identifier": identifier, "region_name": region}
+    first, *others = outbox.sharding_columns
+    conditions = [f"o.{sql.quote(first)} = ANY ({{value:{first}}})"]
+    conditions += [f"o.{sql.quote(column)} = {{value:{column}}}" for column in others]
+    return conditions, {first: [shard[first]], **{column: shard[column] for column in others}}
 
 
 _ABOUT_MESSAGES = f"""attempts and last_error: what is known of the object's failures; empty when it has not failed.
@@ -306,7 +352,7 @@ def _names_of_messages(config: Config, outbox: OutboxConfig) -> dict[str, Fillin
 def _narrowed(region: str | None) -> dict[str, Filling]:
     if region is None:
         return {"in_region": "true"}
-    return {"in_region": Query(about="", statement="region_name = {value:region}", names={}, shard_columns={})}
+    return {"in_region": _fragment("region_name = {value:region}")}
 
 
 def _names(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
@@ -338,6 +384,10 @@ def _names(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:
         "canonical": canonical_sql,
         "skipping": f"'{{{','.join(skipping)}}}'::int4[]",
     }
+
+
+def _fragment(statement: str) -> Query:
+    return Query(about="", statement=statement, names={}, shard_columns={})
 
 
 def _list_of(outboxes: Sequence[OutboxConfig]) -> str:

@@ -133,7 +133,8 @@ class Producer:
 
     def close_blocking(self) -> None:
         """Close the connections of our own event loop."""
-        PORTAL.run(self.close())
+        if self._flushers:  # else the loop's thread may not be there yet, and nobody needs it
+            PORTAL.run(self.close())
 
     async def close(self) -> None:
         """Close the connections of the event loop that runs; a later flush opens new ones."""

@@ -280,42 +280,30 @@ LEFT JOIN LATERAL (
     LIMIT 1
 ) AS last_row ON true
 
--- name: messages_of_shard
--- A shard's messages, the newest first. `headers` is the table's own column where it has one, else that of `absent`:
--- the text must do for both, because who prints it may not look.
+-- name: messages
+-- Messages, the newest first: of those that an index leads to, backwards, the ones that fit. `headers` is the table's own
+-- column where it has one, else that of `absent`: the text must do for both, because who prints it may not look.
 -- limit            messages at most
--- of_shard         condition on o
--- index            (<sharding columns>, id), backwards; primary key of outboxd.failure
+-- rows             messages to look at, for what no index knows: categories and objects
+-- led              conditions on o that the index knows
+-- fits             conditions on o that it does not
+-- index            primary key, backwards, or (<sharding columns>, id), backwards; primary key of outboxd.failure
 SELECT message.*, f.attempts, f.last_error
 FROM (SELECT NULL::jsonb AS headers) AS absent
 CROSS JOIN LATERAL (
     SELECT
         {message_columns}
-    FROM {table} AS o
-    WHERE {of_shard}
-    ORDER BY {shard_backwards:o}, o.id DESC
-    LIMIT {value:limit}
-) AS message
-{failure_of_message}
-ORDER BY message.id DESC
-
--- name: messages_of_object
--- The messages about one object, the newest first. No index knows objects: only the newest messages are looked at.
--- limit            messages at most
--- rows             messages to look at
--- index            primary key, backwards; primary key of outboxd.failure
-SELECT message.*, f.attempts, f.last_error
-FROM (SELECT NULL::jsonb AS headers) AS absent
-CROSS JOIN LATERAL (
-    SELECT
-        {message_columns}
-    FROM (SELECT * FROM {table} ORDER BY id DESC LIMIT {value:rows}) AS o
-    WHERE o.category = {value:category} AND o.object_identifier = {value:object} AND {in_region}
+    FROM (SELECT * FROM {table} AS o WHERE {led} ORDER BY {backwards} o.id DESC LIMIT {value:rows}) AS o
+    WHERE {fits}
     ORDER BY o.id DESC
     LIMIT {value:limit}
 ) AS message
 {failure_of_message}
 ORDER BY message.id DESC
+
+-- name: backwards
+-- What the messages of one shard are ordered by, beside the id.
+{shard_backwards:o},
 
 -- name: message_columns
 -- What is shown of a message `o`. A payload is left out when it is large, stored or unpacked.

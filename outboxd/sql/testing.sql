@@ -1,4 +1,4 @@
--- Statements of the test helper for Django's TestCase. They run in the test's own transaction, on its connection.
+-- Statements of the test helpers for Django; on its connection, in a TestCase in the test's own transaction.
 
 -- name: due
 -- The messages that are due; a test has few.
@@ -24,3 +24,16 @@ ORDER BY o.id
 -- locks            these rows
 -- index            primary key
 DELETE FROM {table} AS o WHERE o.id = ANY ($1::int8[]) RETURNING o.id
+
+-- name: empty
+-- Everything that earlier tests have left; what `migrate` has written stays.
+-- locks            the tables: nobody else is there
+TRUNCATE
+    {tables},
+    {schema}.option,
+    {schema}.pause,
+    {schema}.failure,
+    {schema}.dead_letter,
+    {schema}.tombstone,
+    {schema}.backfill_watermark,
+    {schema}.backfill_spending

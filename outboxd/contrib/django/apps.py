@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core.checks import Tags, register
+from django.db.models.signals import post_migrate
 
 
 class OutboxdConfig(AppConfig):
@@ -12,11 +13,13 @@ class OutboxdConfig(AppConfig):
     name = "outboxd.contrib.django"
     label = "outboxd"
     verbose_name = "outboxd"
+    default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Tell the producers where their configuration is, which is loaded with the first message; check models."""
+        """Tell the producers where their configuration is, loaded with the first message; check models; serve tests."""
         from outboxd import producer
-        from outboxd.contrib.django import checks, configuration
+        from outboxd.contrib.django import checks, configuration, tables
 
         producer.choose_by(configuration.producer_on)
         register(checks.check_models, Tags.models)
+        post_migrate.connect(tables.follow_django, sender=self)

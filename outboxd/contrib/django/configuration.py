@@ -45,6 +45,17 @@ def path_of(alias: str = DEFAULT_DB_ALIAS) -> Path | None:
     return None if given is None else Path(given)
 
 
+def aliases() -> list[str]:
+    """Name the databases that have outboxes: those that OUTBOXD_CONFIG names, or the default one."""
+    given: Any = getattr(settings, "OUTBOXD_CONFIG", None)
+    return [alias for alias in connections if alias in given] if isinstance(given, Mapping) else [DEFAULT_DB_ALIAS]
+
+
+def is_test() -> bool:
+    """Whether this is a test environment: Django puts the mails of tests there."""
+    return hasattr(mail, "outbox")
+
+
 def producer_on(target: Any = None) -> Producer:
     """Return what writes messages through a connection or `atomic`; None: through the default database."""
     return producer_of(alias_of(target) or DEFAULT_DB_ALIAS)
@@ -74,7 +85,7 @@ def load_of(alias: str) -> load.Loaded:
         ConfigError: It is missing or wrong.
     """
     loaded = load.load(path_of(alias))
-    if load.session_dsn(loaded) and not hasattr(mail, "outbox"):  # Django's mark of a test environment
+    if load.session_dsn(loaded) and not is_test():
         return loaded
     config = msgspec.structs.replace(loaded.config, dsn=dsn_of(alias), session_dsn="")
     return dataclasses.replace(loaded, config=config, secret_files={})
@@ -86,9 +97,10 @@ def dsn_of(alias: str) -> str:
     return make_conninfo(**{name: given[name] for name in _PARAMETERS if given.get(name)})
 
 
-def loaded() -> list[Producer]:
-    """Return those that have been loaded, to close what they have opened."""
-    return list(_producers.values())
+def close_flushers() -> None:
+    """Close the connections that flushes have left open."""
+    for producer in list(_producers.values()):
+        producer.close_blocking()
 
 
 def forget(*, setting: str = "OUTBOXD_CONFIG", **_: Any) -> None:

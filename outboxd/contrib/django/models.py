@@ -115,6 +115,31 @@ class OutboxProducingModel(models.Model):
         return row
 
 
+class _NoRows(models.Manager[Any]):
+    """It has none to give: `dumpdata` asks every model."""
+
+    def get_queryset(self) -> models.QuerySet[Any]:
+        return super().get_queryset().none()
+
+
+class Outbox(models.Model):
+    """What permissions are given for, and where the admin has its pages; there is no table of it."""
+
+    objects = _NoRows()
+
+    class Meta:
+        """Looking is one permission, which Django names; to pause and resume is another."""
+
+        managed = False
+        base_manager_name = "objects"
+        default_permissions = ("view",)
+        permissions = (("change_pause", "Can pause and resume"),)
+        verbose_name_plural = "outboxes"
+
+    def __str__(self) -> str:
+        return f"pause {self.pk}"
+
+
 def _prepare(sender: type[models.Model], **_: Any) -> None:
     """Hear of deletions and fixtures of a producing model; by sender: other models shall keep their fast deletes."""
     if issubclass(sender, OutboxProducingModel):

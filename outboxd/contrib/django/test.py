@@ -91,7 +91,7 @@ class _Outbox:
         self._table = at_once(inspection.read_table(self._transaction, config))
         headers = "o.headers::text" if self._table.has_headers else "NULL::text"
         renderer = renderer_of(self._table, schema, headers_text=headers)
-        self._sql = {name: renderer.render(statement) for name, statement in _STATEMENTS.items()}
+        self._sql = {name: renderer.render(_STATEMENTS[name]) for name in ("due", "retire")}
 
     def due(self) -> list[dict[str, Any]]:
         return at_once(self._transaction.fetch(self._sql["due"]))

@@ -13,6 +13,7 @@ import django
 import psycopg
 import pytest
 from django.conf import settings
+from django.core.management import call_command
 from django.db import connections
 from django.test import override_settings
 
@@ -22,7 +23,8 @@ if not settings.configured:  # not as a module: that would set the time zone of 
     settings.configure(**{name: value for name, value in vars(project).items() if name.isupper()})
     django.setup()
 
-from tests.integration.django.shop import models, receivers
+from outboxd.contrib.django import configuration
+from tests.integration.django.shop import receivers
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -77,15 +79,22 @@ class Database:
 
 
 @pytest.fixture(scope="session")
-def template(migrated: str) -> str:
-    """The database that every test's database is a copy of."""
-    return migrated
+def template(postgres: Postgres, migrated: str) -> Iterator[str]:
+    """The database that every test's database is a copy of: outboxd's tables are there, and those of the project."""
+    name = f"{migrated}_django"
+    with psycopg.connect(postgres.dsn, autocommit=True) as server:
+        server.execute(f"CREATE DATABASE {name} TEMPLATE {migrated}".encode())
+        connections["default"].settings_dict.update(project.database(postgres.dsn_of(name)))
+        call_command("migrate", verbosity=0)
+        connections["default"].close()
+        yield name
+        server.execute(f"DROP DATABASE {name} WITH (FORCE)".encode())
 
 
 @pytest.fixture
-async def archive_database(postgres: Postgres, migrated: str, database: str) -> AsyncIterator[str]:
+async def archive_database(postgres: Postgres, template: str, database: str) -> AsyncIterator[str]:
     name = f"{urlsplit(database).path[1:]}_archive"
-    await postgres.admin.execute(f"CREATE DATABASE {name} TEMPLATE {migrated}")
+    await postgres.admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
     yield postgres.dsn_of(name)
     await postgres.admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
@@ -119,19 +128,8 @@ def _opened(alias: str, dsn: str) -> Iterator[Database]:
     connections[alias].close()
     connections[alias].settings_dict.update(project.database(dsn))
     receivers.forget()
-    with connections[alias].schema_editor() as editor:
-        for model in models.EVERY:
-            editor.create_model(model)
     opened = Database(dsn)
     yield opened
     opened.close()
     connections[alias].close()
-    close_flushers()
-
-
-def close_flushers() -> None:
-    """Close what the flushes of this test have left open."""
-    from outboxd.contrib.django import configuration
-
-    for producer in configuration.loaded():
-        producer.close_blocking()
+    configuration.close_flushers()

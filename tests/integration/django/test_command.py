@@ -27,7 +27,6 @@ async def env(database: str, connection: asyncpg.Connection, tmp_path: Path) -> 
     """A project with its table and one message in the outbox, which needs the model to be delivered."""
     path = tmp_path / "outboxd.toml"
     path.write_text(CONFIG.format(dsn=database, modules=f'"{RECEIVERS}"'))
-    await connection.execute("CREATE TABLE shop_plain (id bigint PRIMARY KEY, slug text)")
     await write(connection, category="TEAM")
     return {"SHOP_DSN": database, "SHOP_CONFIG": str(path)}
 

@@ -127,10 +127,6 @@ class WithCommits(Both, TransactionTestCase):
         with transaction.atomic(), outbox_runner():
             Organization.objects.create()
 
-    def tearDown(self) -> None:
-        with connection.cursor() as cursor:
-            cursor.execute("TRUNCATE outbox, outboxd.failure, outboxd.dead_letter")
-
 
 def count() -> int:
     with connection.cursor() as cursor:

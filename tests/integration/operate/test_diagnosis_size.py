@@ -97,6 +97,10 @@ async def test_a_question_reads_a_small_part_of_a_large_table(connection: asyncp
         diagnosis.messages_of_object(CONFIG, REGION, 1, 7, limit=5, bounds=bounds),
         diagnosis.messages_of_shard(CONFIG, REGION, 0, DEEP, region=None, limit=5),
         diagnosis.messages_of_shard(CONFIG, REGION, 0, -1, region=None, limit=5),
+        diagnosis.messages(CONFIG, REGION, limit=50),
+        diagnosis.messages(CONFIG, REGION, message_id=7, limit=1),
+        diagnosis.messages(CONFIG, REGION, below=ROWS // 2, category=9, limit=5, bounds=bounds),
+        diagnosis.messages(CONFIG, REGION, below=ROWS // 2, shard=(0, DEEP), category=9, limit=5, bounds=bounds),
     ):
         assert await pages_read(connection, question) < count / 2, question.about
 
@@ -158,6 +162,35 @@ async def test_an_object_is_looked_for_among_the_newest_messages(connection: asy
 
     assert [row["object_identifier"] for row in new + far] == [ROWS, 2]
     assert old == []
+
+
+async def test_a_list_of_messages_goes_on_below_an_id_and_its_filters_add_up(connection: asyncpg.Connection) -> None:
+    await fill(connection)
+
+    async def objects(**wanted: Any) -> list[int]:
+        found = await ask(connection, diagnosis.messages(CONFIG, REGION, limit=2, bounds=SMALL, **wanted))
+        return [row["object_identifier"] for row in found]
+
+    (first,) = await ask(connection, diagnosis.messages(CONFIG, REGION, limit=1))
+    assert await objects() == [ROWS, ROWS - 1]
+    assert await objects(below=first["id"]) == [ROWS - 1, ROWS - 2]
+    assert await objects(message_id=first["id"]) == [ROWS]
+    assert await objects(category=2) == [ROWS - 1, ROWS - 3]
+    assert await objects(shard=(0, DEEP), below=first["id"]) == [ROWS - 2, ROWS - 4]
+    assert await objects(shard=(0, 1000), category=1) == []
+    assert await objects(shard=(0, DEEP), category=1, object_identifier=ROWS - 4) == [ROWS - 4]
+    assert await objects(object_identifier=2) == [], "it lies below the newest that are looked at"
+
+
+async def test_payloads_are_read_only_where_they_are_wanted(connection: asyncpg.Connection) -> None:
+    await write_many(connection, 1)
+    await connection.execute("""UPDATE outbox SET payload = '{"a": 1}', headers = '{"b": 2}'""")
+
+    (bare,) = await ask(connection, diagnosis.messages(CONFIG, REGION, limit=1, payload_bytes_max=0))
+    (whole,) = await ask(connection, diagnosis.messages(CONFIG, REGION, limit=1))
+
+    assert (bare["payload"], bare["headers"], bare["payload_size"]) == (None, None, whole["payload_size"])
+    assert (whole["payload"], whole["headers"]) == ({"a": 1}, {"b": 2})
 
 
 async def test_a_question_ends_after_its_time_and_says_what_else_there_is(

@@ -82,6 +82,3 @@ class Account(OutboxProducingModel):
     @classmethod
     def handle_async_deletion(cls, identifier: Any, message: Message) -> None:
         cls.told.append((identifier, message.category_name))
-
-
-EVERY: list[type[models.Model]] = [Plain, Organization, Member, Team, Account]

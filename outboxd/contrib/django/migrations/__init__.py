@@ -1,0 +1,1 @@
+"""What Django has to know of outboxd: permissions. Its tables are made by `manage.py outboxd migrate`."""
