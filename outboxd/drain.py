@@ -20,12 +20,12 @@ import structlog
 
 from outboxd import errors, tracing
 from outboxd.deliver import is_being_ended, is_delivering, take_back_cancellation
+from outboxd.ending import Ending
 from outboxd.lane import Queue
 from outboxd.meter import SLICE_S
 from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Untried
 from outboxd.options import NOTHING_OFF
 from outboxd.replicas import RowUnreadableError
-from outboxd.settle import Ending
 from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:

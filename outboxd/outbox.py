@@ -45,14 +45,31 @@ class NewMessages:
 
 
 @dataclass(frozen=True, slots=True)
-class FailedObject:
-    """The object that a failure is about, and how its first message was scheduled when it was read."""
+class Failure:
+    """
+    A delivery that has failed, and what is to become of it.
+
+    Attributes:
+        shard: Its shard.
+        category: Its category.
+        object_identifier: Its object.
+        message_id: Its lowest message.
+        scheduled_for: How that was scheduled when it was read (or moved, in prepared mode).
+        delay: Until the next try.
+        error: Its words.
+        only_ids: Move only these messages; None: the shard's first ones.
+        is_counted: It was counted before the delivery (prepared mode): only its words and its rows are new.
+    """
 
     shard: ShardKey
     category: int
     object_identifier: Any
     message_id: int
     scheduled_for: Instant
+    delay: dt.timedelta
+    error: str
+    only_ids: list[int] | None
+    is_counted: bool
 
 
 class Outbox:
@@ -199,10 +216,10 @@ class Outbox:
             *self._arrays([c.shard for c in candidates]),
         )
 
-    async def read_scheduled_from(self, message_id: int) -> Instant | None:
-        """Tell when a message's attempt was scheduled; None when it is gone."""
-        rows = await self._fetch(self.settling, "read_scheduled_from", message_id)
-        return rows[0][0] if rows else None
+    async def read_scheduled_from(self, message_ids: Sequence[int]) -> dict[int, Instant]:
+        """Tell when the attempts of these messages were scheduled; those that are gone are left out."""
+        each = [(message_id,) for message_id in message_ids]
+        return dict(map(tuple, await self._fetch_many("read_scheduled_from", each)))
 
     async def read_payload(self, message_id: int) -> list[asyncpg.Record]:
         """Read one large payload; no row when the message is gone."""
@@ -235,42 +252,35 @@ class Outbox:
         key = self._failure_key(*subject)
         await self._fetch(self.settling, "undo_prepared", self.name, ids[0], ids, moved_to, attempts, error, *key)
 
-    async def prepare_next_from_shard(
-        self,
-        failed: FailedObject,
-        *,
-        delay: dt.timedelta,
-        error: str,
-        rows_max: int,
-        only_ids: list[int] | None,
-        categories_off: Sequence[int],
-        is_counted: bool,
-    ) -> tuple[int | None, Instant]:
+    async def prepare_next_from_shards(
+        self, failures: Sequence[Failure], *, rows_max: int, categories_off: Sequence[int]
+    ) -> list[tuple[int | None, Instant]]:
         """
-        Move what remains of a shard (or only one object's messages) to its next try and count the failure.
+        Move what remains of each failure's shard (or only one object's messages) to its next try, and count it.
 
-        With *is_counted* it was counted before the delivery (prepared mode); only its words and its rows are new.
+        All in one transaction: where many shards fail at once, each commit of its own would keep the deletes waiting.
 
         Returns:
-            Attempts so far and when the next one is due; attempts is None when somebody else moved the message.
+            Attempts so far and when the next one is due, for each; attempts is None when somebody else moved it.
         """
-        rows = await self._fetch(
-            self.settling,
-            "prepare_next_from_shard",
-            self.name,
-            failed.message_id,
-            failed.scheduled_for,
-            delay,
-            failed.category,
-            str(failed.object_identifier),
-            _storable(error),
-            rows_max,
-            only_ids,
-            categories_off,
-            is_counted,
-            *failed.shard,
-        )
-        return rows[0][0], rows[0][2]
+        each = [
+            (
+                self.name,
+                failure.message_id,
+                failure.scheduled_for,
+                failure.delay,
+                failure.category,
+                str(failure.object_identifier),
+                _storable(failure.error),
+                rows_max,
+                failure.only_ids,
+                categories_off,
+                failure.is_counted,
+                *failure.shard,
+            )
+            for failure in failures
+        ]
+        return [(row[0], row[2]) for row in await self._fetch_many("prepare_next_from_shard", each)]
 
     async def bury(self, ids: list[int], subject: ShardObject, *, attempts: int, reason: str, by: str) -> int:
         """
@@ -292,6 +302,9 @@ class Outbox:
 
     async def _fetch(self, session: Session, statement: str, *args: Any) -> list[asyncpg.Record]:
         return await session.fetch(f"{statement} on outbox {self.name}", self._sql[statement], *args)
+
+    async def _fetch_many(self, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        return await self.settling.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
 
     def _arrays(self, shards: Sequence[ShardKey]) -> list[list[Any]]:
         return [list(column) for column in zip(*shards, strict=True)]

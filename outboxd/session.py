@@ -12,7 +12,7 @@ import functools
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from operator import itemgetter
 from types import MappingProxyType
 from typing import Any
@@ -296,6 +296,14 @@ class Session:
         """
         async with self._guard(doing) as connection:
             return await self._send(connection, statement, *args)
+
+    async def fetch_many(self, doing: str, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        """Run a statement once for each list of arguments, in one transaction and one round trip; errors as above."""
+        async with self._guard(doing) as connection:
+            self.round_trips += 1
+            rows: list[asyncpg.Record] = await connection.fetchmany(statement, each, timeout=self._timeout_s)
+            self.answered_at = time.monotonic()
+            return rows
 
     @contextlib.asynccontextmanager
     async def transaction(self, doing: str) -> AsyncIterator[Fetch]:

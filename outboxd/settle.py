@@ -12,98 +12,32 @@ import datetime as dt
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import structlog
 
 from outboxd import backoff, errors
-from outboxd.model import DIED_ERROR, Buried, Failed, Instant, Outcome, Untried, datetime_of
-from outboxd.outbox import FailedObject
+from outboxd.ending import Delivered, Ending, Entry, Prepared, failure_of, ids_of_object, subject_of
+from outboxd.model import DIED_ERROR, Buried, Failed, Instant, Untried, datetime_of
 from outboxd.timing import observe
 from outboxd.turn import CATEGORY, ID, OBJECT, SCHEDULED_FOR, Group, Turn
 
 if TYPE_CHECKING:
     from outboxd.live import Live
     from outboxd.meter import Meter
-    from outboxd.outbox import Outbox, ShardObject
+    from outboxd.outbox import Failure, Outbox
 
 log = structlog.get_logger()
 
 UNSETTLED_ROWS_MAX = 20_000
 BATCH_ROWS_MAX = 10_000
+FAILURES_MAX = 100
+"""Failures that are written in one transaction: each may move a thousand rows."""
 RETRY_PAUSE_S_MAX = 5.0
 DEFER_S = 0.25
 DEFER_S_MAX = 30.0
 DEFERRALS_MAX = 4
-
-
-class Prepared(msgspec.Struct, frozen=True):
-    """A failure that was counted ahead of its delivery: where the group's messages were moved to, by which delay."""
-
-    moved_to: Instant
-    delay: dt.timedelta
-
-
-class Delivered(msgspec.Struct, eq=False):
-    """
-    Groups of one turn and category that were delivered without a pause.
-
-    Attributes:
-        calls: Deliveries among them; 0 where no receiver was called.
-        ids: The messages they stand for.
-        ended_at: When the last one had been delivered, by the database's clock.
-        seconds: What they took together.
-    """
-
-    turn: Turn
-    category: int
-    groups: list[Group]
-    calls: int
-    ids: list[int]
-    ended_at: Instant
-    seconds: float
-
-    @property
-    def row_count(self) -> int:
-        """How many messages these are."""
-        return len(self.ids)
-
-
-class Ending(msgspec.Struct, eq=False):
-    """
-    How a delivery ended that needs more than a delete.
-
-    `prepared` is set in prepared mode: what was written before the delivery.
-    """
-
-    turn: Turn
-    group: Group
-    outcome: Outcome
-    prepared: Prepared | None
-
-    @property
-    def row_count(self) -> int:
-        """How many messages these are."""
-        return len(self.group.ids)
-
-    @property
-    def subject(self) -> ShardObject:
-        """The object that was delivered, or not."""
-        return _subject(self.turn, self.group)
-
-
-Entry = Delivered | Ending
-
-
-def _ids_of_object(turn: Turn, group: Group) -> list[int]:
-    """All messages of an object that this turn has read; those that were delivered are gone, which does no harm."""
-    return [i for other in turn.groups if other.subject == group.subject for i in other.ids]
-
-
-def _subject(turn: Turn, group: Group) -> ShardObject:
-    return turn.claim.shard, group.newest[CATEGORY], group.newest[OBJECT]
 
 
 class Settler:
@@ -215,10 +149,14 @@ class Settler:
         Returns:
             What was written; None when somebody else moved the messages meanwhile.
         """
-        delay = await self._next_delay(group, None)
+        [delay] = await self._next_delays([group])
         if delay is None:
             return None
-        attempts, moved_to = await self._move(turn, group, DIED_ERROR, delay, only_ids=group.ids)
+        [(attempts, moved_to)] = await self._outbox.prepare_next_from_shards(
+            [failure_of(turn, group, DIED_ERROR, delay, group.ids, None)],
+            rows_max=self._live.drain.backoff_rows_max,
+            categories_off=list(self._live.switches.categories),
+        )
         if attempts is None:
             return None
         group.is_counted = True
@@ -281,7 +219,7 @@ class Settler:
         others = [entry for entry in batch if isinstance(entry, Ending)]
         if done:
             ids = [i for entry in done for i in entry.ids]
-            known = [_subject(e.turn, g) for e in done for g in e.groups if g.known is not None or g.is_counted]
+            known = [subject_of(e.turn, g) for e in done for g in e.groups if g.known is not None or g.is_counted]
             await self._outbox.delete_messages(ids, known)
             batch[:] = others
             for entry in done:
@@ -289,11 +227,22 @@ class Settler:
                 self._settled(entry)
             self._live.beat()
             observe(self._outbox.name, self.meter, done)
+        failed = [ending for ending in others if isinstance(ending.outcome, Failed)]
+        others = [ending for ending in others if not isinstance(ending.outcome, Failed)]
+        while failed:
+            part, failed = failed[:FAILURES_MAX], failed[FAILURES_MAX:]
+            await self._fail(part)
+            batch[:] = [*failed, *others]
+            self._end(part)
         for ending in others:
             await self._write_one(ending)
             batch.pop(0)
+            self._end([ending])
+
+    def _end(self, endings: list[Ending]) -> None:
+        for ending in endings:
             self._settled(ending)
-            self._live.beat()
+        self._live.beat()
 
     async def _write_one(self, ending: Ending) -> None:
         if isinstance(ending.outcome, Untried):
@@ -303,19 +252,27 @@ class Settler:
                 await self._outbox.undo_prepared(group.ids, ending.subject, group.known, moved_to=moved_to)
         elif isinstance(ending.outcome, Buried):
             await self._bury(ending, ending.outcome.reason)
-        elif isinstance(ending.outcome, Failed):
-            await self._fail(ending, ending.outcome)
 
-    async def _fail(self, ending: Ending, failed: Failed) -> None:
-        attempts, next_at = await self._reschedule(ending.turn, ending.group, failed, ending.prepared)
-        self.meter.of(ending.subject[1]).failures += attempts is not None
-        log.warning(
-            "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
-            **self._described(ending),
-            attempts=attempts,
-            next_at=datetime_of(next_at).isoformat(),
-            error=failed.error,
+    async def _fail(self, endings: list[Ending]) -> None:
+        failures = await self._failures(endings)
+        moved = iter(
+            await self._outbox.prepare_next_from_shards(
+                [failure for failure in failures if failure is not None],
+                rows_max=self._live.drain.backoff_rows_max,
+                categories_off=list(self._live.switches.categories),
+            )
         )
+        for ending, failure in zip(endings, failures, strict=True):
+            # The message is gone, or somebody else has moved it.
+            attempts, next_at = (None, ending.group.oldest[SCHEDULED_FOR]) if failure is None else next(moved)
+            self.meter.of(ending.subject[1]).failures += attempts is not None
+            log.warning(
+                "shard.rescheduled" if attempts is not None else "shard.failure_superseded",
+                **self._described(ending),
+                attempts=attempts,
+                next_at=datetime_of(next_at).isoformat(),
+                error=_error(ending),
+            )
 
     async def _bury(self, ending: Ending, reason: str) -> None:
         group = ending.group
@@ -335,48 +292,38 @@ class Settler:
             "message": newest[ID],
         }
 
-    async def _reschedule(
-        self, turn: Turn, group: Group, failed: Failed, prepared: Prepared | None
-    ) -> tuple[int | None, Instant]:
-        """Move the shard, or the object, to its next try; in prepared mode the failure is counted already."""
-        delay = prepared.delay if prepared is not None else None
-        if delay is None or failed.retry_later_s is not None:
-            delay = await self._next_delay(group, failed.retry_later_s)
-        if delay is None:  # the message is gone
-            return None, group.oldest[SCHEDULED_FOR]
-        turn.retry_in_s = delay.total_seconds()
-        only_ids = None if self._live.blocks(group.newest[CATEGORY]) else _ids_of_object(turn, group)
-        return await self._move(turn, group, failed.error, delay, only_ids=only_ids, prepared=prepared)
+    async def _failures(self, endings: list[Ending]) -> list[Failure | None]:
+        """
+        Tell for each failed delivery what moves, and how far: the shard, or the object; None where it is gone.
 
-    async def _next_delay(self, group: Group, retry_later_s: float | None) -> dt.timedelta | None:
-        """Tell the delay before the next try, by the group's lowest message as read; None when that is gone."""
-        oldest = group.oldest
-        scheduled_from = await self._outbox.read_scheduled_from(oldest[ID])
-        if scheduled_from is None:
-            return None
-        return backoff.next_schedule(datetime_of(scheduled_from), datetime_of(oldest[SCHEDULED_FOR]), retry_later_s)
+        In prepared mode the failure is counted already, and its delay known.
+        """
+        asked = [_retry_later_s(ending) for ending in endings]
+        delays = await self._next_delays([ending.group for ending in endings], asked)
+        failures: list[Failure | None] = []
+        for ending, delay, own in zip(endings, delays, asked, strict=True):
+            turn, group, prepared = ending.turn, ending.group, ending.prepared
+            if prepared is not None and own is None:
+                delay = prepared.delay
+            if delay is None:
+                failures.append(None)
+                continue
+            turn.retry_in_s = delay.total_seconds()
+            only_ids = None if self._live.blocks(group.newest[CATEGORY]) else ids_of_object(turn, group)
+            failures.append(failure_of(turn, group, _error(ending), delay, only_ids, prepared))
+        return failures
 
-    async def _move(
-        self,
-        turn: Turn,
-        group: Group,
-        error: str,
-        delay: dt.timedelta,
-        *,
-        only_ids: list[int] | None,
-        prepared: Prepared | None = None,
-    ) -> tuple[int | None, Instant]:
-        oldest = group.oldest
-        expected = oldest[SCHEDULED_FOR] if prepared is None else prepared.moved_to
-        return await self._outbox.prepare_next_from_shard(
-            FailedObject(turn.claim.shard, oldest[CATEGORY], oldest[OBJECT], oldest[ID], expected),
-            delay=delay,
-            error=error,
-            rows_max=self._live.drain.backoff_rows_max,
-            only_ids=only_ids,
-            categories_off=list(self._live.switches.categories),
-            is_counted=prepared is not None,
-        )
+    async def _next_delays(
+        self, groups: list[Group], asked: Sequence[float | None] = (None,)
+    ) -> list[dt.timedelta | None]:
+        """Tell the delays before the next tries, by each group's lowest message as read; None when that is gone."""
+        scheduled_from = await self._outbox.read_scheduled_from([group.oldest[ID] for group in groups])
+        delays: list[dt.timedelta | None] = []
+        for group, own in zip(groups, asked, strict=True):
+            since = scheduled_from.get(group.oldest[ID])
+            until = group.oldest[SCHEDULED_FOR]
+            delays.append(None if since is None else backoff.next_schedule(datetime_of(since), datetime_of(until), own))
+        return delays
 
     def _count(self, turn: Turn, category: int, calls: int, rows: int) -> None:
         turn.rows_retired += rows
@@ -396,3 +343,11 @@ class Settler:
             turn.committed.set()
         if turn.over and not turn.unsettled:
             self._on_settled(turn)
+
+
+def _retry_later_s(ending: Ending) -> float | None:
+    return ending.outcome.retry_later_s if isinstance(ending.outcome, Failed) else None
+
+
+def _error(ending: Ending) -> str:
+    return ending.outcome.error if isinstance(ending.outcome, Failed) else ""

@@ -10,8 +10,8 @@ from outboxd.meter import SLICE_S
 from outboxd.turn import DATE_ADDED
 
 if TYPE_CHECKING:
+    from outboxd.ending import Delivered
     from outboxd.meter import Meter
-    from outboxd.settle import Delivered
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ import pytest
 
 from outboxd.find import Finder
 from outboxd.model import Candidate
-from outboxd.outbox import FailedObject
+from outboxd.outbox import Failure
 from tests.drains import (
     ByHand,
     Recorder,
@@ -86,7 +86,7 @@ async def use_on_an_empty_table(replica: ByHand, connection: asyncpg.Connection)
         await outbox.read_failures([(0, 1)])
         await read(replica, [(0, 1)])
         await outbox.read_payload(1)
-        await outbox.read_scheduled_from(1)
+        await outbox.read_scheduled_from([1])
         await outbox.delete_messages([1])
         await outbox.clear_failures([((0, 1), 1, 1)])
 
@@ -95,15 +95,18 @@ async def prepare_and_undo(outbox: Outbox, message_id: int) -> None:
     """Count a failure of one message ahead, and take it back."""
     one = "SELECT scheduled_for, shard_identifier, object_identifier FROM outbox WHERE id = $1"
     [[scheduled_for, shard, obj]] = await outbox.settling.fetch("looking", one, message_id)
-    attempts, moved_to = await outbox.prepare_next_from_shard(
-        FailedObject((0, shard), 1, obj, message_id, scheduled_for),
+    failure = Failure(
+        shard=(0, shard),
+        category=1,
+        object_identifier=obj,
+        message_id=message_id,
+        scheduled_for=scheduled_for,
         delay=dt.timedelta(seconds=2),
         error="no",
-        rows_max=1_000,
         only_ids=[message_id],
-        categories_off=[],
         is_counted=False,
     )
+    [(attempts, moved_to)] = await outbox.prepare_next_from_shards([failure], rows_max=1_000, categories_off=[])
     assert attempts == 1
     await outbox.undo_prepared([message_id], ((0, shard), 1, obj), None, moved_to=moved_to)
 
@@ -142,7 +145,7 @@ async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_a
         assert settling[-1] < 20 * 200
         await outbox.delete_messages([ROWS // 2])
         assert settling[-1] < 30
-        await outbox.read_scheduled_from(ROWS // 2 + 1)
+        await outbox.read_scheduled_from([ROWS // 2 + 1])
         assert settling[-1] < 20
         await prepare_and_undo(outbox, ROWS - 100)
         assert max(settling[-2:]) < 60

@@ -98,6 +98,18 @@ async def test_other_shards_are_delivered_while_one_fails(database: str, connect
     assert (pipeline.totals()["delivered"], pipeline.totals()["failures"]) == (19, 1)
 
 
+async def test_many_shards_that_fail_at_once_do_not_cost_a_commit_each(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await write_many(connection, 300, shards=300)
+    pipeline = await drain_once(database, Recorder(failing()))
+
+    assert len(await failures(connection)) == 300
+    outbox = pipeline.branches[0].outbox
+    assert outbox is not None
+    assert outbox.settling.round_trips < 100
+
+
 async def test_a_failure_is_known_with_its_error_its_count_and_its_times(
     database: str, connection: asyncpg.Connection
 ) -> None:

@@ -93,7 +93,7 @@ async def test_the_statements_of_operators_and_gauges(
 ) -> None:
     table = await inspect_table(connection, config)
     holders = sql.without_header(sql.load("sample.sql")["holders"])
-    renderer = renderer_of(table, "outboxd", holders=holders, headers_text="o.headers::text")
+    renderer = renderer_of(table, "outboxd", holders=holders, headers_text="o.headers::text", tables=table.name)
     statements = {name: renderer.render(statement) for name, statement in sql.load(filename).items()}
 
     assert await problems(connection, statements, _shard_types(table)) == []
