@@ -119,11 +119,16 @@ class Claims:
         self._wakes: dict[str, Callable[[], None]] = {}
         self._heard = asyncio.Event()
         self.worker_id = 0
+        self._others: list[int] = []
         self.round_trips = 0
 
     def answered_s_ago(self) -> float:
         """Tell how long ago the session last answered, in seconds; infinity while there is none."""
         return time.monotonic() - self._session.answered_at if self._session is not None and self.is_open else math.inf
+
+    def place(self) -> tuple[int, int]:
+        """Tell which of how many living daemons this one is, from 0, as it was some seconds ago."""
+        return sum(other < self.worker_id for other in self._others), 1 + len(self._others)
 
     @property
     def is_open(self) -> bool:
@@ -281,6 +286,7 @@ class Claims:
         while current.alive:
             with anyio.CancelScope(shield=True):  # a statement that is cut off would cost the session
                 await self._look_for_deaths(current)
+                await self._look_at_others(current)
                 if time.monotonic() - checked_at > LISTEN_CHECK_INTERVAL_S:
                     await self._check_listener(current)
                     checked_at = time.monotonic()
@@ -328,7 +334,7 @@ class Claims:
             msgspec.json.encode(self._outboxes).decode(),
         )
         self.worker_id = rows[0][0]
-        for row in await self._fetch(opened, "living", self.worker_id):
+        for row in await self._look_at_others(opened):
             theirs = msgspec.json.decode(row[3])
             if not _agree(self._outboxes, theirs):
                 await self._fetch(opened, "deregister", self.worker_id)
@@ -337,6 +343,11 @@ class Claims:
                     f"the {who} with pid {row[1]} on {row[2]} has other outboxes or sharding columns",
                     hint=f"Replicas must share one configuration; stop that {who} first, or use another schema.",
                 )
+
+    async def _look_at_others(self, current: ClaimSession) -> list[asyncpg.Record]:
+        rows = await self._fetch(current, "living", self.worker_id)
+        self._others = [row[0] for row in rows if "one_shard" not in row[3]]
+        return rows
 
     async def _look_for_deaths(self, current: ClaimSession) -> None:
         for row in await self._fetch(current, "mark_dead", WORKER_CLASS):

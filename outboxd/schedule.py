@@ -22,6 +22,8 @@ import structlog
 
 from outboxd import errors
 from outboxd.model import Candidate, ShardKey
+from outboxd.pace import Pace
+from outboxd.share import Share
 
 if TYPE_CHECKING:
     from outboxd.bounded import BoundedRun
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 CLAIMS_AHEAD_MAX = 1_000
-AHEAD_WINDOW_S = 0.2
 RESTING_MAX = 100_000
 REST_S_MAX = 5.0
 OFF_REST_S = 30.0
@@ -57,32 +58,6 @@ class Counters:
 def _is_debug() -> bool:
     """Tell whether a line for each shard is wanted; a filtered one costs a tenth of what a small shard does."""
     return bool(structlog.get_logger().is_enabled_for(logging.DEBUG))
-
-
-class Pace:
-    """How many turns the drainers took in the last window of 0.2 s."""
-
-    def __init__(self) -> None:
-        self._began_at = 0.0
-        self._count = 0
-        self._last_count = 0
-
-    def tick(self) -> None:
-        """Count one turn."""
-        self._count += 1
-
-    def recent(self) -> int:
-        """
-        Tell the greater of this window's and the last one's count.
-
-        Not extrapolated: a drain that begins would reach its pace sooner, and take all shards before a replica looks.
-        """
-        now = time.monotonic()
-        age_s = now - self._began_at
-        if age_s >= AHEAD_WINDOW_S:
-            self._last_count = self._count if age_s < 2 * AHEAD_WINDOW_S else 0
-            self._count, self._began_at = 0, now
-        return max(self._count, self._last_count)
 
 
 class Scheduler:
@@ -128,6 +103,7 @@ class Scheduler:
         self._failures = 0
         self._reported: errors.OutboxdError | None = None
         self._logs_turns = _is_debug()
+        self._share = Share(claims.place if bounded is None else lambda: (0, 1))
         self._ahead = 0
         self._kick_at = 0
         self._pace = Pace()
@@ -163,6 +139,9 @@ class Scheduler:
                 continue
             if self._is_over():
                 return
+            if self._is_idle() and self._share.take_rest(self.finder.passes, self._live.poll_interval_s):
+                self.finder.restart()
+                continue
             await self._rest(self._rest_s())
 
     @property
@@ -286,7 +265,10 @@ class Scheduler:
         return bool(steps)
 
     async def _look(self) -> None:
-        self._found.extend(await self.finder.look())
+        number = self.finder.passes
+        self._found.extend(self._share.of(await self.finder.look(), number))
+        if number != self.finder.passes:
+            self._share.end_pass(self.finder.passes)
 
     async def _claim(self, wanted: dict[int, Candidate]) -> None:
         claims = await self._claims.claim(list(wanted.values()))
@@ -370,6 +352,10 @@ class Scheduler:
         self.finder.restart()
         self._kick.set()
         return False
+
+    def _is_idle(self) -> bool:
+        """Whether all that was found is claimed and begun, and there is nothing to look for yet."""
+        return not self._found and not self._revisit and self._ahead <= 0 and self.finder.due_in_s() > 0
 
     def _has_progressed(self) -> bool:
         """Whether a look has finished since the last question, or a receiver is at work inside its timeout."""

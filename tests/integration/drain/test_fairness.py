@@ -6,6 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from tests.drains import (
+    Gate,
     Recorder,
     configure,
     connected,
@@ -145,3 +146,20 @@ async def test_a_failing_shard_does_not_slow_the_others(database: str, connectio
         await until_empty(connection)
 
     assert seen.shards.count(1) == 1
+
+
+async def test_of_two_daemons_each_takes_its_own_and_what_the_other_leaves(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    stuck, quick = Gate(), Recorder()
+    config = configure(poll_interval_s=0.2)
+    async with draining(database, stuck, config) as hanging, draining(database, quick, config) as other:
+        await until(lambda: hanging.claims.place() == (0, 2) and other.claims.place() == (1, 2))
+        await write_many(connection, 400, shards=400)
+        held = 2 * config.drain.concurrency  # claims ahead of its drainers, besides those in their hands
+        await until(lambda: len(quick.messages) >= 400 - held - config.drain.concurrency)
+        stuck.opened.set()
+        await until_empty(connection)
+
+    shards = [*quick.shards, *(message.shard_identifier for message in stuck.messages)]
+    assert sorted(shards) == list(range(1, 401))
