@@ -27,7 +27,7 @@ AHEAD = 100
 """Objects whose rows are read by one statement."""
 _STATEMENTS = sql.load("replicas.sql")
 _LARGE = object()
-_NO_COLUMNS = {"outboxd_object", "outboxd_is_large", "outboxd_object_", "outboxd_is_large_"}
+_OWN_COLUMNS = 4
 _PASSING = {"55P03", "57014", "40001", "40P01"}
 """A lock, a timeout, another transaction: not of the row, and over the next time."""
 Row = Mapping[str, Any]
@@ -116,12 +116,10 @@ class Sources:
         try:
             records = await self._session.fetch(f"reading rows of {model.table}", text, identifiers)
         except errors.SchemaError as exc:  # it is not what it was: look again the next time
-            del self._statements[model.table, model.category]
+            self._statements.pop((model.table, model.category), None)
             exc.hint = "Run `outboxd check`: it says what the [[model]] needs."
             raise
-        return {
-            record["outboxd_object"]: _LARGE if record["outboxd_is_large"] else _row_of(record) for record in records
-        }
+        return {record[0]: _LARGE if record[1] else _row_of(record) for record in records}
 
     async def _statements_of(self, model: ModelConfig) -> dict[str, str]:
         known = self._statements.get((model.table, model.category))
@@ -150,6 +148,11 @@ async def statements_of(connection: Asks, model: ModelConfig, type_: str, schema
     if relation is None:
         raise errors.SchemaError(f"{subject}: there is no such table")
     refuse_row_security(relation, subject)
+    if relation.is_inherited and relation.kind == "r":
+        raise errors.SchemaError(
+            f"{subject}: {relation.name} is a partition or has child tables: its index does not make their rows unique",
+            hint="A model receiver needs an ordinary table, or a partitioned one.",
+        )
     if not any(index.identifies(model.object_identifier) for index in relation.indexes):
         raise errors.SchemaError(
             f"{subject}: {model.object_identifier} is not unique: nobody could tell which row an object is",
@@ -200,4 +203,4 @@ def _ahead(turn: Turn, group: Group) -> list[Any]:
 
 
 def _row_of(record: Any) -> Row:
-    return {name: value for name, value in record.items() if name not in _NO_COLUMNS}
+    return dict(list(record.items())[_OWN_COLUMNS:])

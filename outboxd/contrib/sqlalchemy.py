@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sqlalchemy import event, inspect
-from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
-from sqlalchemy.orm import Mapper, Session, object_session
+from sqlalchemy.ext.asyncio import AsyncSession, async_scoped_session, async_sessionmaker
+from sqlalchemy.orm import Mapper, Session, object_session, scoped_session, sessionmaker
 
 from outboxd import errors, suggest
 from outboxd.producer import counts
@@ -86,11 +86,12 @@ def produce(sessions: Any, producer: Producer | None = None) -> None:
     Have sessions write messages from now on.
 
     Args:
-        sessions: A `sessionmaker` or `async_sessionmaker`, a `scoped_session`, a class of `Session`, or one session.
+        sessions: A `sessionmaker` or `async_sessionmaker`, a `scoped_session` or `async_scoped_session`, a class of
+            `Session` (`Session` itself: every session of the program), or one session.
         producer: Which configuration; None: as for `outbox_context`, looked up at the first message.
 
     Raises:
-        InvalidOutboxError: It is nothing that makes sessions, or all sessions of the program.
+        InvalidOutboxError: It is nothing of the kind.
     """
     target = _synchronous(sessions)
     event.listen(target, "before_flush", _begin)
@@ -107,9 +108,14 @@ def _synchronous(sessions: Any) -> Any:
         own = type("ProducingSession", (sessions.kw.get("sync_session_class", sessions.class_.sync_session_class),), {})
         sessions.configure(sync_session_class=own)
         return own
-    if isinstance(sessions, type) and issubclass(sessions, AsyncSession):
-        raise errors.InvalidOutboxError(f"produce: give the async_sessionmaker, not the class {sessions.__name__}")
-    return sessions
+    if isinstance(sessions, async_scoped_session):
+        return _synchronous(sessions.session_factory)
+    if isinstance(sessions, (Session, sessionmaker, scoped_session)):
+        return sessions
+    if isinstance(sessions, type) and issubclass(sessions, Session):
+        return sessions
+    given = sessions.__name__ if isinstance(sessions, type) else f"a {type(sessions).__name__}"
+    raise errors.InvalidOutboxError(f"produce takes no {given}: give it the sessionmaker or async_sessionmaker")
 
 
 @event.listens_for(Mapper, "mapper_configured")
@@ -134,7 +140,11 @@ def _listen(mapper: Mapper[Any], class_: Any) -> None:
     event.listen(mapper, "before_delete", functools.partial(_on_delete, says))
 
 
-def _on_insert(says: Producing, _mapper: object, connection: Connection, target: Any) -> None:
+def _on_insert(says: Producing, mapper: Mapper[Any], connection: Connection, target: Any) -> None:
+    session = object_session(target)
+    replaced = None if session is None else session.identity_map.get(mapper.identity_key_from_instance(target))
+    if replaced is not None:  # deleted in the same flush: the unit of work makes one UPDATE of both, and no more events
+        _on_delete(says, mapper, connection, replaced)
     _note(target, _Seen(connection, target, {}, None))
 
 
@@ -192,7 +202,9 @@ def _messages(seen: _Seen) -> list[NewMessage]:
     says: Producing = type(seen.target).__outbox__  # type: ignore[attr-defined]
     message = seen.last or _message(says, seen.target)
     was = _message(says, seen.target, seen.before) if seen.before else message
-    return [message] if was == message else [was, message]
+    told = [message] if was == message else [was, message]
+    # Where it had no shard there was nobody to be told; where it has none, that is an error, unless it is gone.
+    return [each for each in told if each.shard_identifier is not None or (each is message and seen.last is None)]
 
 
 def _message(says: Producing, target: Any, before: dict[str, Any] | None = None) -> NewMessage:

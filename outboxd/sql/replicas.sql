@@ -6,21 +6,21 @@
 -- name: many
 -- The rows of many objects; of large ones only that they are there, so that memory is bounded (I10).
 -- $1 …[]           object identifiers, in the outbox's type
--- returns          outboxd_object (in the outbox's type), outboxd_is_large, both again with _, and the table's columns
+-- returns          the object (in the outbox's type), whether it is large, both again or null, then the table's columns
 -- index            the unique one on the object identifier
-SELECT found.outboxd_object_ AS outboxd_object, found.outboxd_is_large_ AS outboxd_is_large, kept.*
+SELECT found.outboxd_object, found.outboxd_is_large, kept.*
 FROM (
-    SELECT {object}::{type} AS outboxd_object_, pg_column_size({alias}.*) > 8192 AS outboxd_is_large_, {alias}.*
+    SELECT {object}::{type} AS outboxd_object, pg_column_size({alias}.*) > 8192 AS outboxd_is_large, {alias}.*
     FROM {source} AS {alias}
     WHERE {object} = ANY ($1::{type}[]) AND {condition}
 ) AS found
-LEFT JOIN LATERAL (SELECT found.*) AS kept ON NOT found.outboxd_is_large_
+LEFT JOIN LATERAL (SELECT found.*) AS kept ON NOT found.outboxd_is_large
 
 -- name: one
 -- The row of one object, however large.
 -- $1 …[]           its identifier
 -- returns          as above
-SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, {alias}.*
+SELECT {object}::{type} AS outboxd_object, false AS outboxd_is_large, NULL AS again, NULL AS once_more, {alias}.*
 FROM {source} AS {alias}
 WHERE {object} = ANY ($1::{type}[]) AND {condition}
 

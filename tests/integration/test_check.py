@@ -367,8 +367,9 @@ class TestPrivileges:
             ("id bigint UNIQUE DEFERRABLE, organization_id bigint", "", "id is not unique"),
             ("id text PRIMARY KEY, organization_id bigint", "", "id is text, but the outbox has object identifiers of"),
             ("id bigint PRIMARY KEY, organization_id bigint", "gone > 1", 'column "gone" does not exist'),
+            ("id bigint PRIMARY KEY, organization_id bigint); CREATE TABLE child () INHERITS (member", "", "has child"),
         ],
-        ids=["key of two columns", "deferrable", "another type", "condition"],
+        ids=["key of two columns", "deferrable", "another type", "condition", "children"],
     )
     async def test_rows_that_receivers_could_not_be_given(
         self, database: str, connection: asyncpg.Connection, tmp_path: Path, table: str, where: str, complaint: str

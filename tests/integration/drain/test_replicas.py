@@ -103,6 +103,17 @@ async def test_rows_of_many_deliveries_are_read_by_one_statement(database: str, 
     assert session.round_trips == looking + -(-250 // AHEAD)
 
 
+async def test_whatever_the_columns_are_called(database: str, connection: asyncpg.Connection) -> None:
+    await connection.execute("CREATE TABLE member (id int PRIMARY KEY, found int, kept int, member text, again text)")
+    await connection.execute("INSERT INTO member VALUES (1, 2, 3, 'm', 'a'), (2, 2, 3, repeat('m', 20000), 'a')")
+    for obj in (1, 2):
+        await write(connection, obj=obj)
+    made, seen = built(config_with())
+    await drain(database, config_with(), made)
+    assert seen[0] == (1, {"id": 1, "found": 2, "kept": 3, "member": "m", "again": "a"})
+    assert (seen[1][1]["id"], len(seen[1][1]["member"]), seen[1][1]["again"]) == (2, 20_000, "a")
+
+
 async def test_what_the_model_leaves_out_is_gone(database: str, connection: asyncpg.Connection) -> None:
     await connection.execute(f"{TABLE}; INSERT INTO member (id, slug) VALUES (1, 'ada'), (2, NULL)")
     await write(connection, obj=1)

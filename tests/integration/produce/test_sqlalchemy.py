@@ -252,6 +252,34 @@ async def test_what_moves_is_told_of_where_it_was(session: Session, connection: 
     assert (7, 500) in [row[:2] for row in await taken(connection)]
 
 
+async def test_an_object_that_takes_the_place_of_a_deleted_one(
+    session: Session, connection: asyncpg.Connection
+) -> None:
+    old = Member(id=1, organization=7, slug="ada")
+    session.add(old)
+    session.commit()
+    await taken(connection)
+    session.delete(old)
+    session.add(Member(id=1, organization=8, slug="grace"))
+    session.commit()
+    assert await taken(connection) == [(7, 1, '{"slug": "ada"}'), (8, 1, '{"slug": "grace"}')]
+
+
+async def test_rows_that_have_no_shard(session: Session, connection: asyncpg.Connection) -> None:
+    await connection.execute("ALTER TABLE member ALTER organization DROP NOT NULL")
+    await connection.execute("INSERT INTO member (id, slug, seen) VALUES (1, 'ada', 0), (2, 'bob', 0), (3, 'eve', 0)")
+    ada, bob, eve = (session.get(Member, number) for number in (1, 2, 3))
+    assert ada is not None
+    assert eve is not None
+    ada.organization = 7
+    session.delete(bob)
+    session.commit()
+    assert await taken(connection) == [(7, 1, '{"slug": "ada"}')]
+    eve.slug = "mallory"
+    with pytest.raises(errors.InvalidOutboxError, match="shard_identifier"):
+        session.commit()
+
+
 async def test_a_deleted_object_of_which_little_was_loaded(session: Session, connection: asyncpg.Connection) -> None:
     session.add(Member(id=1, organization=7, slug="ada"))
     session.commit()
@@ -324,8 +352,9 @@ async def test_an_async_sessionmaker(database: str, connection: asyncpg.Connecti
         await connection.execute("CREATE TABLE profile (id int PRIMARY KEY)")
         async with sessions() as session, session.begin():
             session.add(Profile(id=3))
-        with pytest.raises(errors.InvalidOutboxError, match="give the async_sessionmaker"):
-            produce(AsyncSession)
+        for wrong in (AsyncSession, engine, 5):
+            with pytest.raises(errors.InvalidOutboxError, match="give it the sessionmaker or async_sessionmaker"):
+                produce(wrong)
     await engine.dispose()
     assert await taken(connection, "control_outbox") == [(3, 3, None)]
 
