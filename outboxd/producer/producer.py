@@ -78,14 +78,19 @@ class Producer:
         return cls(load.load(Path(config) if config is not None else None), receivers)
 
     def context(
-        self, connection: Any = None, *, flush: bool | None = None, flush_timeout_s: float | None = None
+        self,
+        connection: Any = None,
+        *,
+        flush: bool | None = None,
+        flush_timeout_s: float | None = None,
+        default_flush: bool = False,
     ) -> OutboxContext:
-        """Return a context as `outbox_context` does, by this configuration."""
+        """Return a context as `outbox_context` does, by this configuration; see `OutboxContext` for *default_flush*."""
         transaction = None if connection is None else transaction_on(connection)
         timeout_s = self.config.producer.flush_timeout_s if flush_timeout_s is None else flush_timeout_s
         if not 0 < timeout_s < math.inf:
             raise errors.OutboxContextError(f"flush_timeout_s must be a number of seconds above 0, not {timeout_s}")
-        return OutboxContext(self, transaction, flush=flush, flush_timeout_s=timeout_s)
+        return OutboxContext(self, transaction, flush=flush, flush_timeout_s=timeout_s, default_flush=default_flush)
 
     def prepare(self) -> None:
         """

@@ -39,10 +39,10 @@ def _of_declaration(model: Model) -> Iterator[CheckMessage]:
         if not isinstance(getattr(model, name, None), str):
             yield Error(f"{name} is missing", hint=f'Write {name} = "…" in the class.', obj=model, id="outboxd.E003")
     shard = getattr(model, "outbox_shard", None)
-    if isinstance(shard, str) and not messages.is_field(model, shard) and not callable(getattr(model, shard, None)):
+    if isinstance(shard, str) and messages.field_of(model, shard) is None and not callable(getattr(model, shard, None)):
         yield Error(f"outbox_shard: there is no field or method {shard}", obj=model, id="outboxd.E004")
     for name in model.outbox_fields:
-        if not messages.is_field(model, name):
+        if messages.field_of(model, name) is None:
             yield Error(f"outbox_fields: there is no field {name}", obj=model, id="outboxd.E004")
     for name, manager in (("default", model._default_manager), ("base", model._base_manager)):
         if not isinstance(manager.get_queryset(), OutboxProducingQuerySet):

@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
-from django.db import connection, transaction
+from django.db import DatabaseError, connection, transaction
+from django.db.models.signals import post_save
 from django.test import override_settings
 from structlog.testing import capture_logs
 
 import outboxd
 from outboxd import errors
+from outboxd.claims import SHARD_CLASS
 from outboxd.contrib.django import outbox_context, receiver
 from outboxd.producer import counts
 from tests.integration.django.shop import receivers
-from tests.integration.django.shop.models import Plain
+from tests.integration.django.shop.models import Member, Organization, Plain, Team
 
 if TYPE_CHECKING:
     from outboxd.producer.blocking import SyncOutbox
@@ -127,6 +129,83 @@ def test_a_block_that_django_rolls_back_without_a_word_has_written_nothing(db: D
         save(outbox)
         transaction.set_rollback(True)
     assert (db.objects, receivers.seen, saved()) == ([], [], before)
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_block_that_fails_at_its_end_leaves_the_one_around_open(db: Database, is_lost: bool) -> None:
+    with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+        Plain.objects.create(slug="before")
+        swallowed = contextlib.suppress(DatabaseError)
+        with contextlib.suppress(DatabaseError), outbox_context(), swallowed, connection.cursor() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(pg_backend_pid())" if is_lost else "SELECT nothing")
+        assert (connection.in_atomic_block, connection.get_autocommit()) == (True, False)
+        with contextlib.suppress(DatabaseError):
+            Plain.objects.create(slug="after")
+        raise ZeroDivisionError
+    assert not connection.in_atomic_block
+    assert db.rows("SELECT slug FROM shop_plain") == []
+
+
+def test_what_is_committed_together_is_flushed_once(db: Database) -> None:
+    db.rows(f"SELECT pg_advisory_lock({SHARD_CLASS}, hashtext(concat_ws('/', 'outbox'::regclass::oid, 0, 7)))")
+    with capture_logs() as lines, transaction.atomic():
+        for obj in range(3):
+            with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+                with outbox_context(flush=True, flush_timeout_s=0.2) as outbox:
+                    save(outbox, -1)
+                raise ZeroDivisionError
+            with outbox_context(flush=True, flush_timeout_s=0.2) as outbox:
+                save(outbox, obj)
+    failed = [line["message_id"] for line in lines if line["event"] == "flush.failed"]
+    assert failed == [db.rows("SELECT min(id) FROM outbox")[0][0]]
+    assert db.objects == [0, 1, 2]
+    db.rows("SELECT pg_advisory_unlock_all()")
+    with transaction.atomic():
+        for obj in (3, 4):
+            with outbox_context(flush=True) as outbox:
+                save(outbox, obj)
+    assert (receivers.objects(), db.objects) == ([0, 1, 2, 3, 4], [])
+
+
+def test_default_flush_holds_where_nobody_says_otherwise(db: Database, archive: Database) -> None:
+    for atomic in (transaction.atomic, contextlib.nullcontext):
+        with atomic(), outbox_context():
+            Team.objects.create(number=1)
+        assert (receivers.shards(), db.objects) == ([101], [])
+        receivers.forget()
+    with outboxd.outbox_context(flush=False), transaction.atomic(), outbox_context():
+        Team.objects.create(number=1)
+    with outbox_context("archive", flush=False):
+        Team.objects.create(number=1)
+    assert (receivers.shards(), len(db.taken())) == ([], 2)
+
+
+def test_default_flush_inside_a_save_of_a_model_without(db: Database) -> None:
+    def follow(**_: object) -> None:
+        Team.objects.create(number=1)
+
+    organization = Organization.objects.create()
+    post_save.connect(follow, sender=Member)
+    try:
+        Member.objects.create(organization=organization, slug="ada")
+    finally:
+        post_save.disconnect(follow, sender=Member)
+    assert (receivers.shards(), db.taken()) == ([101], [(1, 1, {"slug": "ada"})])
+
+
+def test_with_autocommit_off_nobody_tells_of_the_commit(db: Database) -> None:
+    transaction.set_autocommit(False)
+    try:
+        for _ in range(2):  # as the first statement, and later
+            refused = pytest.raises(errors.OutboxContextError, match="nobody can tell when it is committed")
+            with refused, outbox_context(flush=True):
+                pass
+            Team.objects.create(number=1)
+        assert db.objects == []
+        transaction.commit()
+    finally:
+        transaction.set_autocommit(True)
+    assert (receivers.seen, len(db.taken())) == ([], 2)
 
 
 def test_without_receivers_the_daemon_is_woken(daemons_db: Database) -> None:
