@@ -59,17 +59,18 @@ class OutboxProducingModel(models.Model):
         """Return the region, where the outbox shards by region."""
         return None
 
-    def handle_async_replication(self, message: Message) -> None:
+    def handle_async_replication(self, message: Message) -> Any:
         """
         Tell others how this row is now; called by what `replicating` makes, with the row as it stands in the database.
 
-        It may come more than once for the same change. Whatever it raises has the message tried again.
+        It may come more than once for the same change. Whatever it raises has the message tried again. It may be
+        `async def`.
         """
         raise NotImplementedError(f"{type(self).__qualname__} has no handle_async_replication")
 
     @classmethod
-    def handle_async_deletion(cls, identifier: Any, message: Message) -> None:
-        """Tell others that there is no such row; *identifier* is what its primary key was."""
+    def handle_async_deletion(cls, identifier: Any, message: Message) -> Any:
+        """Tell others that there is no such row; *identifier* is what its primary key was. It may be `async def`."""
         raise NotImplementedError(f"{cls.__qualname__} has no handle_async_deletion")
 
     def save_base(

@@ -18,11 +18,10 @@ import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from outboxd import errors, inspection, load, registry, sql, testing
-from outboxd.contrib.django import configuration
+from outboxd.contrib.django import configuration, settled
 from outboxd.deliver import is_delivering
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
@@ -149,7 +148,4 @@ class _Outbox:
 def _call(receiver: Receiver, message: Message) -> None:
     """Call a receiver in this thread, whose connection sees what the test has written."""
     is_delivering.set(True)
-    if receiver.is_async:
-        async_to_sync(receiver.call)(message)  # type: ignore[arg-type]
-    else:
-        receiver.call(message)
+    settled(receiver.call(message))

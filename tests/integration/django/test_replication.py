@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+import contextlib
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from django.apps import apps
+from django.db import transaction
 
 from outboxd import errors
 from outboxd.contrib.django import outbox_context, replicating
@@ -14,6 +17,10 @@ from tests.integration.django.shop import receivers
 from tests.integration.django.shop.models import Account, Team
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+
+    from outboxd import Message
     from tests.integration.django.conftest import Database
 
 
@@ -31,6 +38,37 @@ def test_rows_that_are_there_and_rows_that_are_gone(db: Database) -> None:
     ada.delete()
     assert Account.told[1:] == [(number, "ACCOUNT")]
     assert db.objects == []
+
+
+@pytest.mark.parametrize("around", [contextlib.nullcontext, transaction.atomic])
+def test_hooks_that_are_async(db: Database, around: Callable[[], AbstractContextManager[None]]) -> None:
+    class Late(Account):
+        class Meta:
+            app_label = "shop"
+            proxy = True
+
+        async def handle_async_replication(self, message: Message) -> None:  # type: ignore[override]
+            await asyncio.sleep(0)
+            self.told.append((self.pk, await Account.objects.acount()))
+
+        @classmethod
+        async def handle_async_deletion(cls, identifier: Any, message: Message) -> None:  # type: ignore[override]
+            await asyncio.sleep(0)
+            cls.told.append((identifier, await Account.objects.acount()))
+            raise ValueError("once more")
+
+    with around():
+        with outbox_context(flush=False), outbox_runner(receivers=[replicating(Late)]):
+            ada = Account.objects.create(slug="ada")
+        number = ada.pk
+        assert Account.told[1:] == [(number, 1)]
+        failed = pytest.raises(errors.OutboxFlushError, match="once more")
+        with failed, outbox_runner(receivers=[replicating(Late)]), outbox_context(flush=False):
+            ada.delete()
+        assert Account.told[3:] == [(number, 0)]
+    assert len(db.taken()) == 1
+    del apps.all_models["shop"]["late"]
+    apps.clear_cache()
 
 
 def test_what_is_read_is_what_is_there_now(db: Database) -> None:
