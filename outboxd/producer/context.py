@@ -212,7 +212,11 @@ class OutboxContext:
         """Count what is committed, and flush it, with that of contexts that were committed together."""
         for batch in self._saved:
             counts.save(batch.outbox.name, batch.categories)
-        pending = [each for context in together for each in context._pending()]
+        pending = []
+        for context in together:
+            assert context._transaction is not None
+            await context._producer.note_database(context._transaction, context._saved)
+            pending += [(context._producer, [batch for batch in context._saved if batch.flush]), *context._deferred]
         if self._defer_to_around(pending):
             return
         by_producer: dict[Producer, list[Batch]] = {}
@@ -222,9 +226,6 @@ class OutboxContext:
         failed = [exc for producer in by_producer if (exc := await self._flush(producer, by_producer[producer]))]
         if failed:
             raise failed[0]
-
-    def _pending(self) -> list[tuple[Producer, list[Batch]]]:
-        return [(self._producer, [batch for batch in self._saved if batch.flush]), *self._deferred]
 
     def _defer_to_around(self, pending: list[tuple[Producer, list[Batch]]]) -> bool:
         """Leave the flush to a context on another connection that is open still: receivers wait for its end, too."""
@@ -324,13 +325,16 @@ class OutboxContext:
             for shard, id_ in zip(batch.shards, batch.ids, strict=True):
                 flushed = shards.get((batch.table.oid, shard))
                 if flushed is None:
-                    flushed = Flushed(config=batch.outbox, table=batch.table, shard=shard, ids=[])
+                    flushed = Flushed(
+                        config=batch.outbox, table=batch.table, shard=shard, ids=[], database=batch.database
+                    )
                     shards[batch.table.oid, shard] = flushed
                 flushed.ids.append(id_)
         if not shards:
             return None
         try:
             problems = await self._drain(producer, list(shards.values()))
+            producer.is_at_home |= not problems and not is_delivering.get()  # then every shard has been looked at
         except errors.PoolerError:
             producer.is_pooled = True
             assert self._transaction is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import math
@@ -54,6 +55,8 @@ class Producer:
         self.config = loaded.config
         self.is_pooled = False
         """Whether there is no direct connection to flush on: then daemons are woken."""
+        self.is_at_home = False
+        """Whether flushes are known to work in the database that is written in."""
         self._loaded = loaded
         self._receivers = list(receivers)
         self._registry = registry
@@ -186,6 +189,16 @@ class Producer:
         """Wake the daemons of the outboxes that were written in."""
         for oid in {batch.table.oid for batch in batches}:
             await transaction.fetch(_STATEMENTS["wake"], f"outboxd_{oid}")
+
+    async def note_database(self, transaction: Transaction, batches: Iterable[Batch]) -> None:
+        """Note where what is to be flushed was committed, until a flush has found that to be where it works itself."""
+        flushed = [batch for batch in batches if batch.flush]
+        if not flushed or self.is_at_home or not self.can_flush:
+            return
+        with contextlib.suppress(Exception):  # it is committed: without the connection there is nothing to compare
+            row = await transaction.fetchrow(_STATEMENTS["database"])
+            for batch in flushed:
+                batch.database = row["database"]
 
     async def refuse_broken(self, transaction: Transaction) -> None:
         """Raise the driver's error where a COMMIT would be a ROLLBACK in silence, because a statement has failed."""

@@ -20,12 +20,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo
 
 from outboxd import load, log
 from outboxd.producer import Producer, counts
 from outboxd.producer.on_django import alias_of
 
-_PARAMETERS = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")
+_PARAMETERS = {each.keyword.decode() for each in Conninfo.get_defaults()}
+"""What libpq knows; Django has arguments of psycopg among them."""
 _producers: dict[tuple[Path | None, str], Producer] = {}
 _lock = threading.Lock()
 
@@ -94,7 +96,7 @@ def load_of(alias: str) -> load.Loaded:
 def dsn_of(alias: str) -> str:
     """Write down where Django connects to."""
     given = connections[alias].get_connection_params()
-    return make_conninfo(**{name: given[name] for name in _PARAMETERS if given.get(name)})
+    return make_conninfo(**{name: value for name, value in given.items() if name in _PARAMETERS and value})
 
 
 def close_flushers() -> None:

@@ -11,17 +11,21 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DatabaseError, connection, transaction
 from django.db.models.signals import post_save
 from django.test import override_settings
+from psycopg.conninfo import conninfo_to_dict
 from structlog.testing import capture_logs
 
 import outboxd
 from outboxd import errors
 from outboxd.claims import SHARD_CLASS
-from outboxd.contrib.django import outbox_context, receiver
+from outboxd.contrib.django import configuration, outbox_context, receiver
 from outboxd.producer import counts
+from tests.integration.django.conftest import CONFIG, RECEIVERS
 from tests.integration.django.shop import receivers
 from tests.integration.django.shop.models import Member, Organization, Plain, Team
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from outboxd.producer.blocking import SyncOutbox
     from tests.integration.django.conftest import Database
 
@@ -227,6 +231,47 @@ def test_each_database_has_a_configuration_of_its_own(db: Database, archive: Dat
     with outboxd.outbox_context(transaction.atomic(using="archive")) as outbox:
         save(outbox, 3)
     assert (db.objects, archive.objects) == ([], [2, 3])
+
+
+def test_a_flush_that_works_in_another_database_says_so(db: Database, archive: Database, tmp_path: Path) -> None:
+    elsewhere = "leads to another database .* than was written in"
+    with override_settings(OUTBOXD_CONFIG=tmp_path / "outboxd.toml"):
+        with outbox_context(flush=True) as outbox:
+            save(outbox, 1)
+        for _ in range(2):
+            with (
+                pytest.raises(errors.OutboxFlushError, match=elsewhere),
+                outbox_context("archive", flush=True) as outbox,
+            ):
+                save(outbox, 2)
+        with capture_logs() as lines, transaction.atomic(using="archive"):
+            Team.objects.using("archive").create()
+        with outbox_context(flush=True) as outbox:
+            save(outbox, 3)
+            with outbox_context("archive", flush=False) as inner:
+                save(inner, 4)
+    assert [line["event"] for line in lines] == ["flush.failed"]
+    assert receivers.objects() == [1, 3]
+    assert (db.objects, len(archive.objects)) == ([], 4)
+
+
+def test_a_flush_connects_as_django_does(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "outboxd.toml").write_text(CONFIG.format(dsn="", modules=f'"{RECEIVERS}"'))
+    parts = {name: value for name, value in conninfo_to_dict(db.dsn).items() if name != "sslmode"}
+    (tmp_path / "services").write_text("[shop]\n" + "".join(f"{name}={value}\n" for name, value in parts.items()))
+    monkeypatch.setenv("PGSERVICEFILE", str(tmp_path / "services"))
+    given = dict(connection.settings_dict)
+    nothing = dict.fromkeys(("NAME", "USER", "PASSWORD", "HOST", "PORT"), "")
+    options = {"service": "shop", "options": "-c statement_timeout=9s", "target_session_attrs": "read-write"}
+    connection.settings_dict.update(nothing, OPTIONS=options)
+    try:
+        with outbox_context(flush=True) as outbox:
+            save(outbox, 1)
+        assert receivers.objects() == [1]
+        assert conninfo_to_dict(configuration.dsn_of("default")).items() >= options.items()
+    finally:
+        connection.close()
+        connection.settings_dict.update(given)
 
 
 def test_what_is_written_on_two_databases_is_flushed_when_both_have_committed(db: Database, archive: Database) -> None:
