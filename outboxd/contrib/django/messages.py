@@ -88,6 +88,12 @@ def producing(model: type[OutboxProducingModel]) -> list[type[OutboxProducingMod
     return [*reversed(parents), model]
 
 
+def root_key(model: type[OutboxProducingModel]) -> Any:
+    """Return the primary key that the identifiers of a model's messages come from: of its first parent with a table."""
+    own: Any = model._meta.concrete_model
+    return producing(own)[0]._meta.pk
+
+
 def has_regions(model: type[OutboxProducingModel]) -> bool:
     """Whether a model's messages have regions, as far as the class tells."""
     from outboxd.contrib.django.models import OutboxProducingModel
