@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from outboxd.producer.context import OutboxContext
 
@@ -48,6 +49,16 @@ def use(producer: Producer | None) -> None:
     """Let `outbox_context` use this one from now on; None: what the configuration says, loaded when it is needed."""
     global _default
     _default = producer
+
+
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Take back at the end what `use` is told meanwhile, by a command that runs in a process of somebody else's."""
+    before = _default
+    try:
+        yield
+    finally:
+        use(before)
 
 
 def choose_by(choose: Callable[[Any], Producer] | None) -> None:
