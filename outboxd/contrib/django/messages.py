@@ -44,6 +44,11 @@ def message_of(row: OutboxProducingModel, place: Place) -> NewMessage:
     )
 
 
+def address_of(message: NewMessage) -> tuple[Any, ...]:
+    """Return what tells messages apart that are not coalesced."""
+    return (message.category, message.object_identifier, message.shard_identifier, message.region_name)
+
+
 def of_write(old: OutboxProducingModel | None, new: OutboxProducingModel) -> list[NewMessage]:
     """Tell the place of a row that it was written, and the one that it was in; nothing if no watched field differs."""
     place = place_of(new)

@@ -148,13 +148,20 @@ class OutboxProducingModel(models.Model):
         """Delete the row, and what hangs on it, as Django does."""
         using = using or router.db_for_write(type(self), instance=self)
         with writing.deleting(type(self), using) as gathered:
-            rows = messages.stored(type(self), using).select_for_update()
-            row = None if self.pk is None else rows.filter(pk=self.pk).first()
-            if row is not None and (place := messages.place_of(row)) != messages.place_of(self):
-                gathered.append(messages.message_of(row, place))
-            return super().delete(using=using, keep_parents=keep_parents)
+            tables = [type(self)] if keep_parents else messages.producing(type(self))
+            stored = [] if self.pk is None else [self._told_of_deletion(each, using) for each in tables]
+            deleted = super().delete(using=using, keep_parents=keep_parents)
+            told = {messages.address_of(new) for new in gathered}
+            gathered[:0] = [new for new in stored if new is not None and messages.address_of(new) not in told]
+        return deleted
 
     delete.alters_data = True  # type: ignore[attr-defined]
+
+    def _told_of_deletion(self, model: Any, using: str) -> NewMessage | None:
+        """Build the message of the row that is going to be deleted: this object may not know where it stands by now."""
+        key = self._get_pk_val(model._meta)
+        row = messages.stored(model, using).select_for_update().filter(pk=key).first()
+        return None if row is None else messages.message_of(row, messages.place_of(row))
 
 
 class _NoRows(models.Manager[Any]):

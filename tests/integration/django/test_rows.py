@@ -129,6 +129,13 @@ def test_the_tables_of_parents_have_their_messages(odd_db: Database) -> None:
     assert Foreman.objects.update(name="eve") == 1
     assert odd_db.rows("SELECT payload->>'name' FROM outbox") == [("eve",)] * 3
     assert told(odd_db) == [(name, 2) for name, _ in everyone]
+    stale = Foreman.objects.get()
+    Foreman.objects.update(organization=3)
+    odd_db.taken()
+    stale.delete()
+    assert sorted(told(odd_db)) == sorted((name, shard) for name, _ in everyone for shard in (2, 3))
+    foreman = Foreman.objects.create(name="ada", organization=2)
+    odd_db.taken()
     Foreman.objects.update(rank=2)
     Foreman.objects.update(seen=2)
     assert told(odd_db) == [("TEAM", 2)] * 2
