@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["NewMessage", "Producer", "choose_by", "default", "outbox_context", "use"]
 
 _default: Producer | None = None
-_choose: Callable[[Any], Producer] | None = None
+_choose: Callable[[Any, Producer | None], Producer] | None = None
 
 
 def outbox_context(
@@ -61,16 +61,16 @@ def restored() -> Iterator[None]:
         use(before)
 
 
-def choose_by(choose: Callable[[Any], Producer] | None) -> None:
-    """Let a framework tell which one a connection gets, where nobody has said `use`."""
+def choose_by(choose: Callable[[Any, Producer | None], Producer] | None) -> None:
+    """Let a framework tell which one a connection gets; it is told what `use` was, None where nobody has said it."""
     global _choose
     _choose = choose
 
 
 def default(connection: Any = None) -> Producer:
     """Return what `outbox_context` uses; loads the configuration at the first call."""
-    if _default is None and _choose is not None:
-        return _choose(connection)
+    if _choose is not None:
+        return _choose(connection, _default)
     if _default is None:
         use(Producer.load())
     assert _default is not None

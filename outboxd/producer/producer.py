@@ -53,6 +53,7 @@ class Producer:
         self, loaded: Loaded, receivers: Iterable[Callable[..., Any]] = (), *, registry: Registry | None = None
     ) -> None:
         self.config = loaded.config
+        self.source = loaded.source
         self.is_pooled = False
         """Whether there is no direct connection to flush on: then daemons are woken."""
         self.is_at_home = False

@@ -58,9 +58,26 @@ def is_test() -> bool:
     return hasattr(mail, "outbox")
 
 
-def producer_on(target: Any = None) -> Producer:
-    """Return what writes messages through a connection or `atomic`; None: through the default database."""
-    return producer_of(alias_of(target) or DEFAULT_DB_ALIAS)
+def producer_on(target: Any = None, said: Producer | None = None) -> Producer:
+    """
+    Return what writes messages through a connection or `atomic`; None: through the default database.
+
+    Args:
+        target: The connection.
+        said: What this process uses where nothing else is said: a daemon its own configuration. That of another
+            database's daemon does not count: it would write another's numbers.
+    """
+    alias = alias_of(target) or DEFAULT_DB_ALIAS
+    if said is None or _is_of_another(said, alias):
+        return producer_of(alias)
+    return said
+
+
+def _is_of_another(said: Producer, alias: str) -> bool:
+    if not isinstance(getattr(settings, "OUTBOXD_CONFIG", None), Mapping):
+        return False
+    others = {path_of(other) for other in aliases() if other != alias}
+    return said.source in others and (alias not in aliases() or said.source != path_of(alias))
 
 
 def producer_of(alias: str) -> Producer:

@@ -15,7 +15,7 @@ from psycopg.conninfo import conninfo_to_dict
 from structlog.testing import capture_logs
 
 import outboxd
-from outboxd import errors
+from outboxd import errors, producer
 from outboxd.claims import SHARD_CLASS
 from outboxd.contrib.django import configuration, outbox_context, receiver
 from outboxd.producer import counts
@@ -272,6 +272,24 @@ def test_a_flush_connects_as_django_does(db: Database, tmp_path: Path, monkeypat
     finally:
         connection.close()
         connection.settings_dict.update(given)
+
+
+def test_a_daemon_s_receivers_write_by_the_configuration_of_the_database(
+    db: Database, archive: Database, tmp_path: Path
+) -> None:
+    path = tmp_path / "archive.toml"
+    path.write_text(path.read_text().replace("[categories.TEAM]\nvalue = 2", "[categories.TEAM]\nvalue = 7"))
+    producer.use(configuration.producer_of("default"))  # as the daemon of it does
+    try:
+        for alias in (None, "archive"):
+            with outbox_context(alias) as outbox:
+                save(outbox)
+        with override_settings(OUTBOXD_CONFIG={}), outbox_context() as outbox:
+            save(outbox)
+    finally:
+        producer.use(None)
+    asked = "SELECT category FROM outbox"
+    assert (db.rows(asked), archive.rows(asked)) == ([(2,), (2,)], [(7,)])
 
 
 def test_what_is_written_on_two_databases_is_flushed_when_both_have_committed(db: Database, archive: Database) -> None:
