@@ -181,7 +181,7 @@ def key_of(row: Model) -> Any:
 def _value(row: Model, field: Field[Any, Any]) -> Any:
     """Return the value of a field as its column has it: Django takes `"7"` for a number, and an outbox does not."""
     value = getattr(row, field.attname)
-    return None if value is None else field.to_python(value)
+    return None if value is None else field.get_prep_value(value)
 
 
 def _comparable(row: Model, field: Field[Any, Any]) -> Any:

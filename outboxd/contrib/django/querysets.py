@@ -98,10 +98,23 @@ class OutboxProducingQuerySet(models.QuerySet[Any]):
         """Delete rows, and what hangs on them, as Django does."""
         self._for_write = True
         with writing.deleting(self.model, self.db):
+            self._hold()
             return super().delete()
 
     delete.alters_data = True  # type: ignore[attr-defined]
     delete.queryset_only = True  # type: ignore[attr-defined]
+
+    def _hold(self) -> None:
+        """Lock what matches: a row that somebody moved after it was read would not be told of where it is deleted."""
+        if self.query.combinator:
+            return  # which Django refuses
+        matching = self.order_by().values("pk")
+        matching.query.select_for_update = False
+        rows = messages.stored(self.model, self.db).select_for_update().filter(pk__in=matching).order_by("pk")
+        if not self.model._meta.parents:  # else whole rows, so that the tables of parents are joined and locked
+            rows = rows.values_list("pk")
+        for _ in rows.iterator():
+            pass
 
     def bulk_delete(self, objs: Sequence[Any]) -> int:
         """Delete these objects; returns how many rows there were, with what hung on them."""

@@ -6,13 +6,14 @@ import contextlib
 import threading
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from django.core import serializers
 from django.core.exceptions import FieldDoesNotExist
 from django.db import DatabaseError, connection, models, transaction
 from django.db.models import F, Value
 from django.db.models.functions import Lower
-from django.db.models.signals import post_save
+from django.db.models.signals import post_save, pre_delete
 
 from outboxd import errors
 from tests.integration.django import odd
@@ -245,6 +246,25 @@ def test_a_message_that_cannot_be_written_breaks_it(db: Database) -> None:
             Team.objects.count()
         transaction.set_rollback(True)
     assert not Team.objects.exists()
+
+
+@pytest.mark.parametrize("delete", [lambda: Worker.objects.all().delete(), lambda: Worker.objects.get().delete()])
+def test_nobody_moves_a_row_while_it_is_deleted(odd_db: Database, delete: Callable[[], Any]) -> None:
+    refused = []
+
+    def move(instance: Person, **_: Any) -> None:
+        for table in ("shop_person WHERE id", "shop_worker WHERE person_ptr_id"):
+            with pytest.raises(psycopg.errors.LockNotAvailable):
+                odd_db.rows(f"SELECT 1 FROM {table} = {instance.pk} FOR NO KEY UPDATE NOWAIT")
+            refused.append(instance.pk)
+
+    Worker.objects.create(name="ada")
+    pre_delete.connect(move, sender=Worker)
+    try:
+        delete()
+    finally:
+        pre_delete.disconnect(move, sender=Worker)
+    assert len(refused) == 2
 
 
 def test_updates_of_querysets_of_every_shape(db: Database, member: Member) -> None:
