@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 from outboxd.producer.draft import NewMessage
 from outboxd.producer.producer import Producer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from outboxd.producer.context import OutboxContext
 
 __all__ = ["NewMessage", "Producer", "choose_by", "default", "outbox_context", "use"]
 
 _default: Producer | None = None
-_choose: Callable[[Any], Producer] | None = None
+_choose: Callable[[Any, Producer | None], Producer] | None = None
 
 
 def outbox_context(
@@ -50,16 +51,26 @@ def use(producer: Producer | None) -> None:
     _default = producer
 
 
-def choose_by(choose: Callable[[Any], Producer] | None) -> None:
-    """Let a framework tell which one a connection gets, where nobody has said `use`."""
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """Take back at the end what `use` is told meanwhile, by a command that runs in a process of somebody else's."""
+    before = _default
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def choose_by(choose: Callable[[Any, Producer | None], Producer] | None) -> None:
+    """Let a framework tell which one a connection gets; it is told what `use` was, None where nobody has said it."""
     global _choose
     _choose = choose
 
 
 def default(connection: Any = None) -> Producer:
     """Return what `outbox_context` uses; loads the configuration at the first call."""
-    if _default is None and _choose is not None:
-        return _choose(connection)
+    if _choose is not None:
+        return _choose(connection, _default)
     if _default is None:
         use(Producer.load())
     assert _default is not None

@@ -19,14 +19,16 @@ class Batch:
     Attributes:
         flush: Whether they are to be flushed. Only then `messages` and `shards` are kept, beside `ids`.
         categories: How many there are of each category.
+        database: Where they were written, as the statement `database` says; None: where flushes are known to work.
     """
 
-    __slots__ = ("categories", "flush", "ids", "messages", "outbox", "shards", "table")
+    __slots__ = ("categories", "database", "flush", "ids", "messages", "outbox", "shards", "table")
 
     def __init__(self, outbox: OutboxConfig, table: Table, flush: bool) -> None:
         self.outbox = outbox
         self.table = table
         self.flush = flush
+        self.database: str | None = None
         self.ids: list[int] = []
         self.messages: list[NewMessage] = []
         self.shards: list[ShardKey] = []

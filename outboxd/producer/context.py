@@ -49,14 +49,23 @@ class OutboxContext:
         transaction: Of the connection; None: only `flush` is said, for the contexts inside.
         flush: None: as the context around says; False where there is none.
         flush_timeout_s: How long a flush may take, in seconds.
+        default_flush: What holds where nobody says, neither here nor around.
     """
 
     def __init__(
-        self, producer: Producer, transaction: Transaction | None, *, flush: bool | None, flush_timeout_s: float
+        self,
+        producer: Producer,
+        transaction: Transaction | None,
+        *,
+        flush: bool | None,
+        flush_timeout_s: float,
+        default_flush: bool = False,
     ) -> None:
         self._producer = producer
         self._transaction = transaction
         self._asked = flush
+        self._said = flush
+        self._default = default_flush
         self._timeout_s = flush_timeout_s
         self._around: OutboxContext | None = None
         self._outer: OutboxContext | None = None
@@ -100,9 +109,9 @@ class OutboxContext:
         if self._token is not None or self._saved:
             raise errors.OutboxContextError("an outbox_context can be entered once")
         self._around = around = _that_is_open(_around.get())
-        self.flush = self._asked if self._asked is not None else around is not None and around.flush
         self._outer = _on(self._transaction, around)
         self._joins = self._outer._joins if self._outer is not None else self._is_in_transaction()
+        self.flush = self._is_flushed(around)
         self._refuse_what_cannot_be()
         if self.flush:
             self._producer.prepare()  # its errors are to come before anything is written
@@ -110,6 +119,18 @@ class OutboxContext:
             await self._transaction.begin()
         self._is_open = True
         self._token = _around.set(self)
+
+    def _is_flushed(self, around: OutboxContext | None) -> bool:
+        """Choose: what is said here or around; else as around; else the default, where it can be."""
+        if self._said is None and around is not None:
+            self._said = around._said
+        if self._said is not None:
+            return self._said
+        return (around is not None and around.flush) or (self._default and not self._is_left_open())
+
+    def _is_left_open(self) -> bool:
+        """Whether the transaction is committed by somebody else, who does not tell."""
+        return self._transaction is not None and self._joins and self._transaction.after_commit is None
 
     def _is_in_transaction(self) -> bool:
         return self._transaction is not None and self._transaction.is_open()
@@ -122,7 +143,7 @@ class OutboxContext:
                     hint="Give outbox_context the connection, or say flush=False.",
                 )
             return
-        if self.flush and self._joins and self._transaction.after_commit is None:
+        if self.flush and self._is_left_open():
             raise errors.OutboxContextError(
                 "flush=True inside an open transaction: nobody can tell when it is committed",
                 hint="Let outbox_context open the outermost transaction, or say flush=False.",
@@ -151,7 +172,7 @@ class OutboxContext:
             return
         await self._wake_and_commit(self._transaction)
         if self._is_committed and not (self._joins and self._transaction.after_commit):
-            await self._finish()
+            await self._finish([self])
 
     async def _wake_and_commit(self, transaction: Transaction) -> None:
         flushed = [batch for batch in self._saved if batch.flush]
@@ -161,7 +182,7 @@ class OutboxContext:
             elif flushed and transaction.after_commit is None:
                 await self._producer.refuse_broken(transaction)  # else what was rolled back would look delivered
             if transaction.after_commit is not None:
-                transaction.after_commit(self._hear_of_commit)
+                transaction.after_commit(self._hear_of_commit, self)
         except BaseException:
             await transaction.rollback()
             raise
@@ -177,20 +198,25 @@ class OutboxContext:
                 await transaction.rollback()
             raise
 
-    def _hear_of_commit(self) -> None:
+    def _hear_of_commit(self, together: list[OutboxContext]) -> None:
         """Finish what was written in a transaction of the application's; nobody is there to be told of an error."""
         self._is_committed = True
         if self._joins:
+            self._timeout_s = max((each._timeout_s for each in together), default=self._timeout_s)
             try:
-                at_once(self._finish())
+                at_once(self._finish(together))
             except errors.OutboxFlushError as exc:
                 _log.warning("flush.failed", error=str(exc), message_id=exc.message.id if exc.message else None)
 
-    async def _finish(self) -> None:
-        """Count and flush what is committed."""
+    async def _finish(self, together: Iterable[OutboxContext]) -> None:
+        """Count what is committed, and flush it, with that of contexts that were committed together."""
         for batch in self._saved:
             counts.save(batch.outbox.name, batch.categories)
-        pending = [(self._producer, [batch for batch in self._saved if batch.flush]), *self._deferred]
+        pending = []
+        for context in together:
+            assert context._transaction is not None
+            await context._producer.note_database(context._transaction, context._saved)
+            pending += [(context._producer, [batch for batch in context._saved if batch.flush]), *context._deferred]
         if self._defer_to_around(pending):
             return
         by_producer: dict[Producer, list[Batch]] = {}
@@ -299,13 +325,16 @@ class OutboxContext:
             for shard, id_ in zip(batch.shards, batch.ids, strict=True):
                 flushed = shards.get((batch.table.oid, shard))
                 if flushed is None:
-                    flushed = Flushed(config=batch.outbox, table=batch.table, shard=shard, ids=[])
+                    flushed = Flushed(
+                        config=batch.outbox, table=batch.table, shard=shard, ids=[], database=batch.database
+                    )
                     shards[batch.table.oid, shard] = flushed
                 flushed.ids.append(id_)
         if not shards:
             return None
         try:
             problems = await self._drain(producer, list(shards.values()))
+            producer.is_at_home |= not problems and not is_delivering.get()  # then every shard has been looked at
         except errors.PoolerError:
             producer.is_pooled = True
             assert self._transaction is not None
@@ -323,11 +352,6 @@ class OutboxContext:
         if self._is_sync:
             return producer.flush_blocking(shards, self._timeout_s, waits=waits)
         return await producer.flush(shards, self._timeout_s, waits=waits)
-
-
-def is_inside() -> bool:
-    """Whether a context is around, which says then whether there is a flush."""
-    return _around.get() is not None
 
 
 def _on(transaction: Transaction | None, around: OutboxContext | None) -> OutboxContext | None:

@@ -196,6 +196,7 @@ class _Run:
         if not self._waits and self._flusher.is_full:
             return []
         async with self._flusher.seat() as seat:
+            await seat.refuse_elsewhere(flushed)
             live = await seat.live()
             if seat.outbox_of(flushed).is_off(flushed.shard, live.switches):
                 return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import math
@@ -52,8 +53,11 @@ class Producer:
         self, loaded: Loaded, receivers: Iterable[Callable[..., Any]] = (), *, registry: Registry | None = None
     ) -> None:
         self.config = loaded.config
+        self.source = loaded.source
         self.is_pooled = False
         """Whether there is no direct connection to flush on: then daemons are woken."""
+        self.is_at_home = False
+        """Whether flushes are known to work in the database that is written in."""
         self._loaded = loaded
         self._receivers = list(receivers)
         self._registry = registry
@@ -78,14 +82,19 @@ class Producer:
         return cls(load.load(Path(config) if config is not None else None), receivers)
 
     def context(
-        self, connection: Any = None, *, flush: bool | None = None, flush_timeout_s: float | None = None
+        self,
+        connection: Any = None,
+        *,
+        flush: bool | None = None,
+        flush_timeout_s: float | None = None,
+        default_flush: bool = False,
     ) -> OutboxContext:
-        """Return a context as `outbox_context` does, by this configuration."""
+        """Return a context as `outbox_context` does, by this configuration; see `OutboxContext` for *default_flush*."""
         transaction = None if connection is None else transaction_on(connection)
         timeout_s = self.config.producer.flush_timeout_s if flush_timeout_s is None else flush_timeout_s
         if not 0 < timeout_s < math.inf:
             raise errors.OutboxContextError(f"flush_timeout_s must be a number of seconds above 0, not {timeout_s}")
-        return OutboxContext(self, transaction, flush=flush, flush_timeout_s=timeout_s)
+        return OutboxContext(self, transaction, flush=flush, flush_timeout_s=timeout_s, default_flush=default_flush)
 
     def prepare(self) -> None:
         """
@@ -181,6 +190,16 @@ class Producer:
         """Wake the daemons of the outboxes that were written in."""
         for oid in {batch.table.oid for batch in batches}:
             await transaction.fetch(_STATEMENTS["wake"], f"outboxd_{oid}")
+
+    async def note_database(self, transaction: Transaction, batches: Iterable[Batch]) -> None:
+        """Note where what is to be flushed was committed, until a flush has found that to be where it works itself."""
+        flushed = [batch for batch in batches if batch.flush]
+        if not flushed or self.is_at_home or not self.can_flush:
+            return
+        with contextlib.suppress(Exception):  # it is committed: without the connection there is nothing to compare
+            row = await transaction.fetchrow(_STATEMENTS["database"])
+            for batch in flushed:
+                batch.database = row["database"]
 
     async def refuse_broken(self, transaction: Transaction) -> None:
         """Raise the driver's error where a COMMIT would be a ROLLBACK in silence, because a statement has failed."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from outboxd import sql
+from outboxd import errors, sql
 from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, Claim
 from outboxd.live import Live
 from outboxd.options import SwitchBoard
@@ -39,12 +39,14 @@ class Flushed(msgspec.Struct, frozen=True, kw_only=True):
         table: Its table, as found.
         shard: The shard.
         ids: What was written in it.
+        database: Where they were written; None: in the database that flushes work in, as is known.
     """
 
     config: OutboxConfig
     table: Table
     shard: ShardKey
     ids: list[int]
+    database: str | None = None
 
 
 class Seat:
@@ -79,6 +81,23 @@ class Seat:
         rows = await self.session.fetch("looking for deaths", self._sql["recently_died"], DEATH_COUNTS_FOR)
         self._prepared, self._looked_at = bool(rows[0][0]), time.monotonic()
         live.switches, live.prepared = self._board.now, self._prepared
+
+    async def refuse_elsewhere(self, flushed: Flushed) -> None:
+        """
+        Compare the database that was written in with this one, where what was written would look delivered.
+
+        Raises:
+            OutboxContextError: They are two.
+        """
+        if flushed.database is None:
+            return
+        rows = await self.session.fetch("asking for the database", _PRODUCER["database"])
+        if rows[0]["database"] != flushed.database:
+            here, there = (name.rpartition(" ")[0] for name in (rows[0]["database"], flushed.database))
+            raise errors.OutboxContextError(
+                f"the dsn of the configuration leads to another database ({here}) than was written in ({there})",
+                hint="Each database has a configuration of its own, and a daemon.",
+            )
 
     def outbox_of(self, flushed: Flushed) -> Outbox:
         """Return the statements of an outbox, on this session."""

@@ -9,7 +9,8 @@ from outboxd import errors
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    AfterCommit = Callable[[Callable[[], None]], None]
+    AtCommit = Callable[[list[Any]], None]
+    AfterCommit = Callable[[AtCommit, Any], None]
 
 
 class Transaction(Protocol):
@@ -29,7 +30,8 @@ class Transaction(Protocol):
         """
         Have something done when what is written now has been committed by whoever opened the transaction.
 
-        It is forgotten when that is rolled back. None: the driver cannot tell.
+        It is forgotten when that is rolled back. Takes what is to be done, and what about: the first is given the
+        latter of all that were committed together, the others an empty list. None: the driver cannot tell.
         """
 
     def is_open(self) -> bool:

@@ -25,6 +25,11 @@ SELECT pg_notify($1::text, '')
 -- Fails in a transaction that an error has broken.
 SELECT 1 AS one
 
+-- name: database
+-- Which database this is: two connections that are told the same are to one.
+-- returns          database, one text
+SELECT concat_ws(' ', current_database(), extract(epoch FROM pg_postmaster_start_time())) AS database
+
 -- name: still_there
 -- Which of these messages are in the outbox still.
 -- $1 int8[]        ids

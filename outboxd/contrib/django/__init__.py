@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import async_to_sync
 
 from outboxd import registry
 
@@ -90,13 +92,22 @@ def receiver(*categories: str) -> Callable[[Callable[[Message], Any]], Callable[
         def call(message: Message) -> Any:
             _close_old_connections()
             try:
-                return function(message)
+                return settled(function(message))
             finally:
                 _close_old_connections()
 
         return registry.receiver(*categories)(call)
 
     return mark
+
+
+def settled(result: Any) -> Any:
+    """Return what a receiver has returned; of a coroutine, what that comes to: its queries are made in this thread."""
+    return async_to_sync(_wait_for)(result) if inspect.isawaitable(result) else result
+
+
+async def _wait_for(result: Awaitable[Any]) -> Any:
+    return await result
 
 
 def _close_old_connections() -> None:

@@ -20,12 +20,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import Conninfo
 
 from outboxd import load, log
 from outboxd.producer import Producer, counts
 from outboxd.producer.on_django import alias_of
 
-_PARAMETERS = ("dbname", "user", "password", "host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey")
+_PARAMETERS = {each.keyword.decode() for each in Conninfo.get_defaults()}
+"""What libpq knows; Django has arguments of psycopg among them."""
 _producers: dict[tuple[Path | None, str], Producer] = {}
 _lock = threading.Lock()
 
@@ -56,9 +58,26 @@ def is_test() -> bool:
     return hasattr(mail, "outbox")
 
 
-def producer_on(target: Any = None) -> Producer:
-    """Return what writes messages through a connection or `atomic`; None: through the default database."""
-    return producer_of(alias_of(target) or DEFAULT_DB_ALIAS)
+def producer_on(target: Any = None, said: Producer | None = None) -> Producer:
+    """
+    Return what writes messages through a connection or `atomic`; None: through the default database.
+
+    Args:
+        target: The connection.
+        said: What this process uses where nothing else is said: a daemon its own configuration. That of another
+            database's daemon does not count: it would write another's numbers.
+    """
+    alias = alias_of(target) or DEFAULT_DB_ALIAS
+    if said is None or _is_of_another(said, alias):
+        return producer_of(alias)
+    return said
+
+
+def _is_of_another(said: Producer, alias: str) -> bool:
+    if not isinstance(getattr(settings, "OUTBOXD_CONFIG", None), Mapping):
+        return False
+    others = {path_of(other) for other in aliases() if other != alias}
+    return said.source in others and (alias not in aliases() or said.source != path_of(alias))
 
 
 def producer_of(alias: str) -> Producer:
@@ -94,7 +113,7 @@ def load_of(alias: str) -> load.Loaded:
 def dsn_of(alias: str) -> str:
     """Write down where Django connects to."""
     given = connections[alias].get_connection_params()
-    return make_conninfo(**{name: given[name] for name in _PARAMETERS if given.get(name)})
+    return make_conninfo(**{name: value for name, value in given.items() if name in _PARAMETERS and value})
 
 
 def close_flushers() -> None:

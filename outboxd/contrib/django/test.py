@@ -5,24 +5,29 @@ For the tests of Django applications: deliver what was written, at the end of a 
         Member.objects.create(...)
     # here every receiver has run
 
+In an `async def` test it is `async with`.
+
 In a `TransactionTestCase` it is the daemon's own loop, as `outboxd.testing.outbox_runner` is. In a `TestCase` nothing
 is ever committed and no other connection could see it: so the receivers are called here, in the test's own transaction.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import datetime as dt
+import functools
+import inspect
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from asgiref.sync import async_to_sync
+from asgiref.sync import sync_to_async
 from django.db import DEFAULT_DB_ALIAS, connections, transaction
 
 from outboxd import errors, inspection, load, registry, sql, testing
-from outboxd.contrib.django import configuration
+from outboxd.contrib.django import configuration, settled
 from outboxd.deliver import is_delivering
 from outboxd.model import Message
 from outboxd.outbox import renderer_of
@@ -40,10 +45,9 @@ _STATEMENTS = sql.load("testing.sql")
 Functions = Iterable[Callable[..., Any]]
 
 
-@contextlib.contextmanager
-def outbox_runner(using: str = DEFAULT_DB_ALIAS, *, receivers: Functions = ()) -> Iterator[None]:
+def outbox_runner(using: str = DEFAULT_DB_ALIAS, *, receivers: Functions = ()) -> Runner:
     """
-    Deliver everything that is due when the block ends without an error.
+    Deliver everything that is due when the block, or the decorated function, ends without an error.
 
     Args:
         using: A database of the settings.
@@ -54,14 +58,63 @@ def outbox_runner(using: str = DEFAULT_DB_ALIAS, *, receivers: Functions = ()) -
         OutboxRecursionLimitError: After ten rounds receivers were still writing messages.
         ConfigError, SchemaError: As for the daemon.
     """
-    yield
+    return Runner(using, receivers)
+
+
+class Runner(contextlib.ContextDecorator):
+    """What `outbox_runner` makes."""
+
+    def __init__(self, using: str, receivers: Functions) -> None:
+        self._using = using
+        self._receivers = list(receivers)
+
+    def __enter__(self) -> None:
+        """
+        Begin the block.
+
+        Raises:
+            OutboxContextError: In a coroutine, whose thread has another connection than the test.
+        """
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            raise errors.OutboxContextError(
+                "outbox_runner in an async def", hint="Write `async with outbox_runner():` there."
+            )
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Deliver."""
+        if kind is None:
+            _deliver(self._using, self._receivers)
+
+    async def __aenter__(self) -> None:
+        """Begin the block."""
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Deliver, in the thread that Django's database is used in."""
+        if kind is None:
+            await sync_to_async(_deliver)(self._using, self._receivers)
+
+    def __call__(self, function: Any) -> Any:
+        """Decorate a function, which may be a coroutine's."""
+        if not inspect.iscoroutinefunction(function):
+            return super().__call__(function)
+
+        @functools.wraps(function)
+        async def run(*args: Any, **options: Any) -> Any:
+            async with self:
+                return await function(*args, **options)
+
+        return run
+
+
+def _deliver(using: str, receivers: list[Callable[..., Any]]) -> None:
     loaded = configuration.load_of(using)
     if connections[using].in_atomic_block:
         functions = registry.load_receivers(loaded.config.receivers.modules, loaded.folder)
         functions += [each for each in receivers if each not in functions]
         _deliver_all(using, loaded, registry.build(loaded.config, functions))
     else:
-        PORTAL.run(_drain(using, loaded, list(receivers)))
+        PORTAL.run(_drain(using, loaded, receivers))
 
 
 async def _drain(using: str, loaded: load.Loaded, receivers: list[Callable[..., Any]]) -> None:
@@ -149,7 +202,4 @@ class _Outbox:
 def _call(receiver: Receiver, message: Message) -> None:
     """Call a receiver in this thread, whose connection sees what the test has written."""
     is_delivering.set(True)
-    if receiver.is_async:
-        async_to_sync(receiver.call)(message)  # type: ignore[arg-type]
-    else:
-        receiver.call(message)
+    settled(receiver.call(message))

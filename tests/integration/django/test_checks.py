@@ -12,7 +12,7 @@ from django.test.utils import isolate_apps
 
 from outboxd.contrib.django import OutboxProducingManager, OutboxProducingModel, OutboxProducingQuerySet
 from outboxd.contrib.django.checks import check_models
-from tests.integration.django.shop.models import Member
+from tests.integration.django.shop.models import Member, Plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 
 class Forgotten(models.Manager[Any]):
     """One that somebody has written without thinking of messages."""
+
+
+class Live(OutboxProducingManager):
+    """One that leaves rows out."""
+
+    def get_queryset(self) -> models.QuerySet[Any]:
+        rows: models.QuerySet[Any] = super().get_queryset().filter(number=0)
+        return rows
+
+
+def custom(collector: Any, field: Any, rows: Any, _: str) -> None:
+    collector.add_field_update(field, None, rows)
 
 
 class Named(OutboxProducingQuerySet):
@@ -56,7 +68,7 @@ def test_a_manager_that_does_not_write(db: Database, isolated: Apps) -> None:
             app_label = "shop"
 
     class Right(OutboxProducingModel):
-        outbox_category, outbox_shard = "TEAM", "pk"
+        outbox_category, outbox_shard = "ACCOUNT", "pk"
         objects = OutboxProducingManager.from_queryset(Named)()
 
         class Meta:
@@ -93,6 +105,118 @@ def test_names_that_nobody_knows(db: Database, isolated: Apps) -> None:
         )
     )
     assert (Misspelt.default_flush, Empty.outbox_fields) == (False, ())
+
+
+def test_a_base_manager_that_leaves_rows_out(db: Database, isolated: Apps) -> None:
+    class Wrong(OutboxProducingModel):
+        outbox_category, outbox_shard = "TEAM", "pk"
+        number = models.IntegerField(default=0)
+        objects = Live()
+
+        class Meta:
+            app_label = "shop"
+
+    class Right(Wrong):
+        outbox_category = "ACCOUNT"
+        objects = Live()
+        rows = OutboxProducingManager()
+
+        class Meta:
+            app_label = "shop"
+            base_manager_name = "rows"
+
+    said = "the base manager, objects, leaves rows out, and Django saves and deletes by it"
+    assert found(isolated) == [("outboxd.E001", said)]
+    assert Right._default_manager.name == "objects"
+
+
+def test_on_delete_that_changes_rows_without_a_message(db: Database, isolated: Apps) -> None:
+    class Row(OutboxProducingModel):
+        outbox_category, outbox_shard = "TEAM", "pk"
+        outbox_fields = ("null", "value", "default", "call", "custom", "cascade")
+        null = models.ForeignKey(Plain, models.SET_NULL, null=True, related_name="+")
+        value = models.ForeignKey(Plain, models.SET(None), null=True, related_name="+")
+        cascade = models.ForeignKey(Plain, models.CASCADE, related_name="+")
+        default = models.ForeignKey(Plain, models.SET_DEFAULT, default=None, null=True, related_name="+")
+        call = models.ForeignKey(Plain, models.SET(lambda: None), null=True, related_name="+")
+        custom = models.ForeignKey(Plain, custom, null=True, related_name="+")
+        unwatched = models.ForeignKey(Plain, models.SET_DEFAULT, default=None, null=True, related_name="+")
+
+        class Meta:
+            app_label = "shop"
+
+    said = [
+        f"{what} changes rows without a message"
+        for what in ("default: on_delete=SET_DEFAULT", "call: on_delete=SET of a callable", "custom: on_delete=custom")
+    ]
+    assert found(isolated) == [("outboxd.E007", text) for text in said]
+    assert Row._meta.app_label == "shop"
+
+
+def test_keys_that_the_outbox_does_not_take(db: Database, isolated: Apps) -> None:
+    class Text(OutboxProducingModel):
+        outbox_category, outbox_shard, outbox_fields = "TEAM", "parent", "code"
+        code = models.CharField(max_length=9, primary_key=True)
+        parent = models.ForeignKey("self", models.SET_NULL, null=True)
+
+        class Meta:
+            app_label = "shop"
+
+    class Composite(OutboxProducingModel):
+        outbox_category, outbox_shard = "ACCOUNT", "first"
+        pk = models.CompositePrimaryKey("first", "second")
+        first = models.IntegerField()
+        second = models.IntegerField()
+
+        class Meta:
+            app_label = "shop"
+
+    assert sorted(map(str, found(isolated))) == sorted(
+        map(
+            str,
+            [
+                ("outboxd.E003", "outbox_fields is a str"),
+                ("outboxd.E006", "outbox_shard: parent may be null, and no shard is"),
+                ("outboxd.W001", "code is varchar(9), and outbox region has key_type bigint"),
+                ("outboxd.W001", "parent is varchar(9), and outbox region has key_type bigint"),
+                ("outboxd.W001", "pk is no single column, and outbox region has key_type bigint"),
+            ],
+        )
+    )
+    assert (Text.default_flush, Composite.default_flush) == (False, False)
+
+
+def test_tables_with_one_category(db: Database, isolated: Apps, tmp_path: Path) -> None:
+    class Both(OutboxProducingModel):
+        outbox_category, outbox_shard = "TEAM", "pk"
+
+        class Meta:
+            app_label = "shop"
+            abstract = True
+
+    class First(Both):
+        class Meta:
+            app_label = "shop"
+
+    class Child(First):
+        class Meta:
+            app_label = "shop"
+
+    class Proxy(Child):
+        class Meta:
+            app_label = "shop"
+            proxy = True
+
+    class Second(Both):
+        class Meta:
+            app_label = "shop"
+
+    ((id_, text),) = found(isolated)
+    assert (id_, text.partition(":")[2].partition(":")[0]) == ("outboxd.E008", " TEAM is also that of shop.First")
+    path = tmp_path / "outboxd.toml"
+    path.write_text(path.read_text().replace("[categories.TEAM]", "[categories.TEAM]\ncoalesce = false"))
+    assert found(isolated) == []
+    assert (Proxy.default_flush, Second.default_flush) == (False, False)
 
 
 def test_a_configuration_that_is_not_there(db: Database, tmp_path: Path) -> None:

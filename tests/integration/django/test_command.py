@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.test import override_settings
 
+from outboxd import producer
+from outboxd.contrib.django import configuration
 from tests.drains import until_empty, write
 from tests.integration.django.conftest import CONFIG, RECEIVERS
 from tests.processes import outboxd, run
@@ -61,6 +64,9 @@ async def test_the_configuration_of_another_database(env: dict[str, str], tmp_pa
     assert "ARCHIVED" in ran.stdout, ran.stderr
     ran = await run("catalog", program=MANAGE, env=env)
     assert "ARCHIVED" not in ran.stdout
+    ran = await run("--database", "none", "catalog", program=MANAGE, env=env)
+    assert ran.returncode == 78
+    assert ran.stderr == "error: one problem:\n  - --database: The connection 'none' doesn't exist.\n"
 
 
 def test_call_command(db: Database, capfd: pytest.CaptureFixture[str]) -> None:
@@ -69,3 +75,12 @@ def test_call_command(db: Database, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError, match="ended with 2") as caught:
         call_command("outboxd", "catalogue")
     assert caught.value.returncode == 2
+    call_command("outboxd", "--once", "--json")
+    assert '"delivered":0' in capfd.readouterr().out
+    assert producer.default() is configuration.producer_of("default")
+    call_command("outboxd", "catalog", "--json", database="default")
+    assert "TEAM" in capfd.readouterr().out
+    said = "names no configuration for the database archive"
+    with override_settings(OUTBOXD_CONFIG={}), pytest.raises(CommandError, match=said) as caught:
+        call_command("outboxd", "--database", "archive", "catalog")
+    assert caught.value.returncode == 78

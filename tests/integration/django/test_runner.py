@@ -7,6 +7,7 @@ import unittest
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from asgiref.sync import sync_to_async
 from django.core import mail
 from django.db import connection, transaction
 from django.test import TestCase, TransactionTestCase, override_settings
@@ -91,6 +92,30 @@ class Both:
         self.last = 1000
         with pytest.raises(errors.OutboxRecursionLimitError), outbox_runner(receivers=[again]):
             save(1, "MEMBER")
+
+    async def test_async_tests(self) -> None:
+        async with outbox_runner():
+            row = await Plain.objects.acreate(slug="ada")
+            await sync_to_async(save)(row.pk)
+        assert (receivers.read, await sync_to_async(count)()) == (["ada"], 0)
+        await self.decorated()
+        assert receivers.objects()[1:] == [2]
+        with pytest.raises(errors.OutboxContextError, match="in an async def"), outbox_runner():
+            pass
+        with contextlib.suppress(ZeroDivisionError):
+            async with outbox_runner():
+                await sync_to_async(save)(3)
+                raise ZeroDivisionError
+        assert len(receivers.seen) == 2
+
+    @outbox_runner()
+    async def decorated(self) -> None:
+        await sync_to_async(save)(2)
+
+    @outbox_runner()
+    def test_decorated(self) -> None:
+        save()
+        assert receivers.seen == []
 
 
 class InOneTransaction(Both, TestCase):
