@@ -23,4 +23,5 @@ class OutboxdConfig(AppConfig):
         configuration.note_names()
         producer.choose_by(configuration.producer_on)
         register(checks.check_models, Tags.models)
+        register(checks.check_setting)
         post_migrate.connect(tables.follow_django, sender=self)
