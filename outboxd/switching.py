@@ -140,6 +140,18 @@ async def switched_off(connection: asyncpg.Connection, config: Config) -> list[d
     return await fetch(connection, switched_off_query(config, rows_max=ROWS_READ_MAX), "reading pauses")
 
 
+async def pauses(connection: asyncpg.Connection, config: Config, ids: Iterable[int]) -> list[dict[str, Any]]:
+    """Return rows as `switched_off_query` does, of these pauses."""
+    query = Query(
+        about="",
+        statement=_STATEMENTS["pauses"],
+        values={"ids": list(ids)},
+        names={"switches": switches(config)},
+        shard_columns={},
+    )
+    return await fetch(connection, query, "reading pauses")
+
+
 def choose_target(
     config: Config,
     *,

@@ -21,6 +21,7 @@ from outboxd.deliver import is_delivering
 from outboxd.producer import counts
 from outboxd.producer.blocking import SyncOutbox, at_once
 from outboxd.producer.draft import NewMessage
+from outboxd.producer.portal import refuse_greenlets
 from outboxd.producer.seat import Flushed
 
 if TYPE_CHECKING:
@@ -115,6 +116,8 @@ class OutboxContext:
         self._refuse_what_cannot_be()
         if self.flush:
             self._producer.prepare()  # its errors are to come before anything is written
+            if self._producer.can_flush and self._transaction is not None and self._transaction.is_sync:
+                refuse_greenlets()
         if self._transaction is not None:
             await self._transaction.begin()
         self._is_open = True

@@ -6,10 +6,27 @@ import asyncio
 import concurrent.futures
 import os
 import threading
+import types
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from outboxd import errors
+
 Result = TypeVar("Result")
+
+
+def refuse_greenlets() -> None:
+    """
+    Refuse where threads are none: our loop would run in everybody's thread, and Django refuse whatever follows there.
+
+    Raises:
+        OutboxContextError: gevent or eventlet has replaced them.
+    """
+    if not isinstance(threading.get_ident, types.BuiltinFunctionType):
+        raise errors.OutboxContextError(
+            "this needs a thread of its own, and gevent or eventlet has made greenlets of threads",
+            hint="Say flush=False there: the daemon delivers. Or use real threads: gunicorn -k gthread.",
+        )
 
 
 class Portal:
@@ -29,7 +46,17 @@ class Portal:
             work: What is to be run.
             otherwise: What is run instead when our own loop's thread asks, which would wait for itself: in a loop that
                 ends with it.
+
+        Raises:
+            OutboxContextError: There are no threads; see `refuse_greenlets`.
         """
+        try:
+            refuse_greenlets()
+        except errors.OutboxContextError:
+            work.close()
+            if otherwise is not None:
+                otherwise.close()
+            raise
         if threading.current_thread() is self._thread:
             if otherwise is not None:
                 work.close()

@@ -71,6 +71,17 @@ FROM (
 ORDER BY since, id, what
 LIMIT {value:rows_max}
 
+-- name: pauses
+-- The same, of some pauses.
+-- ids              of each
+-- index            primary key
+SELECT *
+FROM (
+{switches}
+) AS switched
+WHERE id = ANY ({value:ids})
+ORDER BY id
+
 -- name: add_pause
 -- $1 text, $2 int4, $3 text, $4 text, $5 int4, $6 text, $7 text    kind, shard_scope, shard_identifier, region_name,
 --                                                                category, outbox, table_name

@@ -20,6 +20,8 @@ class OutboxdConfig(AppConfig):
         from outboxd import producer
         from outboxd.contrib.django import checks, configuration, tables
 
+        configuration.note_names()
         producer.choose_by(configuration.producer_on)
         register(checks.check_models, Tags.models)
+        register(checks.check_setting)
         post_migrate.connect(tables.follow_django, sender=self)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from django.apps import AppConfig, apps
+from django.conf import settings
 from django.core.checks import CheckMessage, Error
 from django.core.checks import Warning as CheckWarning
 from django.core.exceptions import ImproperlyConfigured
@@ -37,6 +38,19 @@ def check_models(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[Chec
     for alias, of_alias in by_database.items():
         found += _of_configuration(alias, of_alias)
     return found
+
+
+def check_setting(app_configs: Sequence[AppConfig] | None, **_: Any) -> list[CheckMessage]:
+    """Check what OUTBOXD_CONFIG is; of a database that it misspells nobody would be told anything."""
+    given: Any = getattr(settings, "OUTBOXD_CONFIG", None)
+    strange = [str(alias) for alias in given if alias not in connections] if isinstance(given, Mapping) else []
+    said = [f"OUTBOXD_CONFIG: there is no database {alias}{suggest.nearest(alias, connections)}" for alias in strange]
+    for alias in configuration.aliases():
+        try:
+            configuration.path_of(alias)
+        except ImproperlyConfigured as exc:
+            said.append(str(exc))
+    return [Error(text, hint="Correct it in the settings.", id="outboxd.E009") for text in said]
 
 
 def _of_declaration(model: Model) -> Iterator[CheckMessage]:

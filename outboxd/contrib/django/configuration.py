@@ -1,13 +1,15 @@
 """
 Which configuration of outboxd a database of the settings has: `OUTBOXD_CONFIG`, or the usual places.
 
-The database itself is the configuration's, because Django may go through a pooler. But in tests it is Django's: else
-what a test flushes would be somebody else's messages.
+The database itself is the configuration's, because Django may go through a pooler. But where Django has been led
+elsewhere, to one for tests, it is that one: else what a test flushes would be somebody else's messages.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,10 +17,10 @@ from typing import Any
 
 import msgspec
 from django.conf import settings
-from django.core import mail
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.backends.base.creation import TEST_DATABASE_PREFIX
 from psycopg.conninfo import make_conninfo
 from psycopg.pq import Conninfo
 
@@ -30,6 +32,7 @@ _PARAMETERS = {each.keyword.decode() for each in Conninfo.get_defaults()}
 """What libpq knows; Django has arguments of psycopg among them."""
 _producers: dict[tuple[Path | None, str], Producer] = {}
 _lock = threading.Lock()
+_names: dict[str, str] = {}
 
 
 def path_of(alias: str = DEFAULT_DB_ALIAS) -> Path | None:
@@ -37,13 +40,15 @@ def path_of(alias: str = DEFAULT_DB_ALIAS) -> Path | None:
     Tell the file for a database; None: the daemon's usual places.
 
     Raises:
-        ImproperlyConfigured: OUTBOXD_CONFIG is a dict, and this database is not in it.
+        ImproperlyConfigured: OUTBOXD_CONFIG is a dict, and this database is not in it; or it is something else.
     """
     given: Any = getattr(settings, "OUTBOXD_CONFIG", None)
     if isinstance(given, Mapping):
         if alias not in given:
             raise ImproperlyConfigured(f"OUTBOXD_CONFIG names no configuration for the database {alias}")
         given = given[alias]
+    if not isinstance(given, str | os.PathLike | None):
+        raise ImproperlyConfigured(f"OUTBOXD_CONFIG must be a path, or a dict from database to path, got {given!r}")
     return None if given is None else Path(given)
 
 
@@ -53,9 +58,24 @@ def aliases() -> list[str]:
     return [alias for alias in connections if alias in given] if isinstance(given, Mapping) else [DEFAULT_DB_ALIAS]
 
 
-def is_test() -> bool:
-    """Whether this is a test environment: Django puts the mails of tests there."""
-    return hasattr(mail, "outbox")
+def note_names() -> None:
+    """Remember what the settings call the databases, before Django gives those that it makes for tests other names."""
+    _names.update({alias: str(given["NAME"]) for alias, given in connections.settings.items()})
+
+
+def is_elsewhere(alias: str) -> bool:
+    """Whether Django has been led to another database than the settings name: to one of tests, mostly."""
+    return str(connections[alias].settings_dict["NAME"]) != _names.get(alias)
+
+
+def is_test(alias: str) -> bool:
+    """Whether Django has made this database for tests: that of the settings never is one, and their names are known."""
+    name = str(connections[alias].settings_dict["NAME"])
+    made = [re.escape(str(each["TEST"]["NAME"])) for each in connections.settings.values() if each["TEST"]["NAME"]]
+    pattern = "|".join(
+        [f"{TEST_DATABASE_PREFIX}.*", *(rf"{each}(_\d+)?" for each in made)]
+    )  # _2: of the second process
+    return is_elsewhere(alias) and re.fullmatch(pattern, name) is not None
 
 
 def producer_on(target: Any = None, said: Producer | None = None) -> Producer:
@@ -104,7 +124,7 @@ def load_of(alias: str) -> load.Loaded:
         ConfigError: It is missing or wrong.
     """
     loaded = load.load(path_of(alias))
-    if load.session_dsn(loaded) and not is_test():
+    if load.session_dsn(loaded) and not is_elsewhere(alias):
         return loaded
     config = msgspec.structs.replace(loaded.config, dsn=dsn_of(alias), session_dsn="")
     return dataclasses.replace(loaded, config=config, secret_files={})

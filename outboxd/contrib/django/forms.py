@@ -31,18 +31,32 @@ class Given(forms.Form):
         return {name: value or None for name, value in self.cleaned_data.items()}
 
 
+class _Exact(forms.CharField):
+    """A text whose blanks count: an identifier may begin or end with some."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(strip=False, **options)
+
+
 class _Place(Given):
-    outbox = forms.CharField()
-    scope = forms.CharField(help_text="Of a shard: name or number.")
-    shard = forms.CharField(help_text="Its identifier.")
-    region = forms.CharField(help_text="Where the outbox shards by region.")
-    category = forms.CharField(help_text="Name or number.")
+    outbox = _Exact()
+    scope = _Exact(help_text="Of a shard: name or number.")
+    shard = _Exact(help_text="Its identifier.")
+    region = _Exact(help_text="Where the outbox shards by region.")
+    category = _Exact(help_text="Name or number.")
+
+    def given(self) -> dict[str, str | None]:
+        """Return what was typed; beside a scope, an empty identifier is one, which a shard of texts may have."""
+        given = super().given()
+        if given["scope"] is not None and self.data.get("shard") == "":
+            given["shard"] = ""
+        return given
 
 
 class MessagesForm(_Place):
     """Which messages are listed."""
 
-    object = forms.CharField(help_text="Its identifier.")
+    object = _Exact(help_text="Its identifier.")
     before = forms.IntegerField(min_value=1, max_value=2**63 - 1, help_text="Only messages with a lower id.")
 
 

@@ -6,15 +6,27 @@ Elsewhere `manage.py outboxd migrate` makes them, when somebody says so: it take
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any
+import contextlib
+from typing import TYPE_CHECKING, Any
 
-from django.db import connections
+import msgspec
+from django.core.exceptions import ImproperlyConfigured
+from django.db import connections, transaction
+from django.db.migrations.executor import MigrationExecutor
 
-from outboxd import load, migrate, session, sql
+from outboxd import errors, load, migrate, session, sql
 from outboxd.contrib.django import configuration
+from outboxd.producer.blocking import at_once
+from outboxd.producer.on_django import DjangoTransaction
+from outboxd.producer.portal import PORTAL
 
-_STATEMENTS = sql.load("testing.sql")
+if TYPE_CHECKING:
+    from outboxd.config import Config
+
+_STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("testing.sql").items()}
+_OWN = ("option", "pause", "failure", "dead_letter", "tombstone", "backfill_watermark", "backfill_spending")
+_made: dict[str, set[str]] = {}
+"""What this process has made in each database: it is emptied also where a test has named another configuration."""
 
 
 def follow_django(*, using: str, **more: Any) -> None:
@@ -26,26 +38,52 @@ def follow_django(*, using: str, **more: Any) -> None:
     Raises:
         OutboxdError: As `outboxd migrate`.
     """
-    if not configuration.is_test() or using not in configuration.aliases():
+    if connections[using].vendor != "postgresql" or not configuration.is_test(using):
         return
-    if connections[using].vendor != "postgresql":
-        return
-    if "plan" in more:  # of `migrate`; `flush` has none
-        asyncio.run(_migrate(configuration.load_of(using)))
-    else:
+    has_outboxes = using in configuration.aliases()
+    is_flushed = "plan" not in more  # only `migrate` has one
+    if is_flushed and (has_outboxes or using in _made):
         _empty(using)
+    elif has_outboxes and not is_flushed:
+        _make(using)
 
 
-async def _migrate(loaded: load.Loaded) -> None:
-    async with session.visit(load.session_dsn(loaded), name="migrate") as connection:
-        await migrate.migrate(connection, loaded.config)
+def _make(using: str) -> None:
+    connection = connections[using]
+    if connection.in_atomic_block:  # a `TestCase`: ours would see nothing of what it did, and wait for its locks
+        return
+    loaded = configuration.load_of(using)
+    config = loaded.config
+    executor = MigrationExecutor(connection)
+    if executor.migration_plan(executor.loader.graph.leaf_nodes()):  # a test of migrations: models are not there yet
+        config = msgspec.structs.replace(
+            config, model=[msgspec.structs.replace(model, capture=False) for model in config.model]
+        )
+    PORTAL.run(_migrate(load.session_dsn(loaded), config))
+    _made.setdefault(using, set()).update(_tables(config))
+
+
+async def _migrate(dsn: str, config: Config) -> None:
+    async with session.visit(dsn, name="migrate") as connection:
+        await migrate.migrate(connection, config)
 
 
 def _empty(using: str) -> None:
     """Forget what tests have left, and close what their flushes have opened: else no database could be dropped."""
-    config = configuration.load_of(using).config
-    tables = ", ".join(sql.quote_qualified(outbox.table) for outbox in config.outboxes)
-    names = {"tables": tables, "schema": sql.quote(config.schema)}
-    with connections[using].cursor() as cursor:
-        cursor.execute(sql.Renderer(names, {}).render(_STATEMENTS["empty"]))
+    made = set(_made.get(using, ()))
+    with contextlib.suppress(errors.ConfigError, ImproperlyConfigured):  # a test may name any; what was made is known
+        made |= _tables(configuration.load_of(using).config)
+    there = at_once(
+        DjangoTransaction(using, transaction.atomic(using=using)).fetch(_STATEMENTS["that_exist"], sorted(made))
+    )
+    if there:
+        names = {"tables": ", ".join(row["name"] for row in there)}
+        with connections[using].cursor() as cursor:
+            cursor.execute(sql.Renderer(names, {}).render(_STATEMENTS["empty"]))
     configuration.close_flushers()
+
+
+def _tables(config: Config) -> set[str]:
+    """Name what is filled while an outbox is used; what `migrate` has written itself stays."""
+    own = {f"{sql.quote(config.schema)}.{name}" for name in _OWN}
+    return own | {sql.quote_qualified(outbox.table) for outbox in config.outboxes}

@@ -124,9 +124,16 @@ def archive(db: Database, archive_database: str, tmp_path: Path) -> Iterator[Dat
         yield from _opened("archive", archive_database)
 
 
+def as_test(db: Database, monkeypatch: pytest.MonkeyPatch, alias: str = "default") -> None:
+    """Let a database be one that Django has made for tests: the settings have had another name, and call those so."""
+    monkeypatch.setitem(configuration._names, alias, "shop")
+    monkeypatch.setitem(connections[alias].settings_dict["TEST"], "NAME", db.name)
+
+
 def _opened(alias: str, dsn: str) -> Iterator[Database]:
     connections[alias].close()
     connections[alias].settings_dict.update(project.database(dsn))
+    configuration.note_names()
     receivers.forget()
     opened = Database(dsn)
     yield opened

@@ -5,16 +5,18 @@ from __future__ import annotations
 import html
 import re
 from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
 
 import psycopg
 import pytest
 from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import Group, Permission, User
 from django.core.management import call_command
+from django.db import connection
 from django.test import Client, override_settings
 
-from outboxd import errors
-from outboxd.contrib.django import admin, outbox_context
+from outboxd import diagnosis, errors
+from outboxd.contrib.django import answers, configuration, outbox_context
 from tests.integration.django.conftest import CONFIG, RECEIVERS
 from tests.integration.django.shop import receivers
 
@@ -88,7 +90,7 @@ def pauses(db: Database) -> list[Any]:
 def test_who_may_see_and_who_may_change(db: Database) -> None:
     nobody, reader = user("eve"), user("bob", "view_outbox")
     number = save()
-    pages = (PAGE, MESSAGES, f"{MESSAGES}region/{number}/")
+    pages = (PAGE, MESSAGES, f"{MESSAGES}{number}/")
     for page in pages:
         assert Client().get(page).headers["Location"] == f"/admin/login/?next={page}"
         assert nobody.get(page).status_code == 403
@@ -171,13 +173,13 @@ def test_a_post_needs_its_token(db: Database, operator: Client) -> None:
 
 
 def test_messages_are_listed_page_by_page(db: Database, operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(admin, "MESSAGES", 2)
+    monkeypatch.setattr(answers, "MESSAGES", 2)
     numbers = [save(obj, category, payload={"a": "secret"}) for obj in range(4) for category in ("TEAM", "MEMBER")]
 
     def listed(**given: Any) -> list[int]:
         found = operator.get(MESSAGES, given).content.decode()
         assert "secret" not in found
-        return [int(number) for number in re.findall(rf'href="{MESSAGES}region/(\d+)/"', found)]
+        return [int(number) for number in re.findall(rf'href="{MESSAGES}(\d+)/\?outbox=region"', found)]
 
     assert listed() == [numbers[7], numbers[6]]
     (older,) = re.findall(r'href="\?(before=\d+)"', operator.get(MESSAGES).content.decode())
@@ -188,6 +190,16 @@ def test_messages_are_listed_page_by_page(db: Database, operator: Client, monkey
     assert listed(**SHARD, object="1") == [numbers[3], numbers[2]]
     assert listed(scope="0", shard="8") == []
     assert "only the newest 100000 messages were searched" in text(operator, MESSAGES, category="TEAM")
+    monkeypatch.setattr(answers, "BOUNDS", diagnosis.Bounds(object_rows=3))
+    given = {"object": "0"}
+    assert "No such message is among them. Older messages" in text(operator, MESSAGES, **given)
+    pages = [[]]
+    while older := re.findall(r'href="\?(.*before=\d+)">Older', operator.get(MESSAGES, given).content.decode()):
+        given = dict(parse_qsl(html.unescape(older[0])))
+        pages.append(listed(**given))
+    assert pages == [[], [], [numbers[1], numbers[0]]]
+    given = {**SHARD, "category": "TEAM"}
+    assert (listed(**given), listed(**given, before=numbers[6])) == ([numbers[6]], [numbers[4]])
     for given, said in (
         ({"scope": "0"}, "a shard is named by its scope and its identifier"),
         ({"category": "TEEM"}, "there is no category TEEM"),
@@ -205,13 +217,13 @@ def test_messages_of_regions(db: Database, operator: Client, regions: None) -> N
     for given in ({}, {"region": "eu"}, {"region": "eu", **SHARD}):
         assert "ORGANIZATION_SCOPE 7 in eu" in text(operator, MESSAGES, outbox="control", **given)
     assert "No such message waits" in text(operator, MESSAGES, outbox="control", region="us")
-    assert "shards by region" in text(operator, MESSAGES, outbox="control", **SHARD)
+    assert "outbox control shards by region: region is missing" in text(operator, MESSAGES, outbox="control", **SHARD)
 
 
 def test_numbers_are_shown_as_they_are_typed(db: Database, operator: Client) -> None:
     save(1234567)
     with override_settings(USE_THOUSAND_SEPARATOR=True):
-        for page in (MESSAGES, f"{MESSAGES}region/1/"):
+        for page in (MESSAGES, f"{MESSAGES}1/"):
             assert "1234567" in text(operator, page)
     assert "now" in text(operator, MESSAGES)
     assert f'href="{MESSAGES}?outbox=region"' in operator.get(PAGE).content.decode()
@@ -219,14 +231,16 @@ def test_numbers_are_shown_as_they_are_typed(db: Database, operator: Client) -> 
 
 def test_a_message_shows_its_payload(db: Database, operator: Client) -> None:
     number = save(payload={"a": "<script>"}, headers={"b": "<i>"})
-    content = operator.get(f"{MESSAGES}region/{number}/").content.decode()
+    content = operator.get(f"{MESSAGES}{number}/?outbox=region").content.decode()
     assert "&quot;a&quot;: &quot;&lt;script&gt;&quot;" in content
     assert "&quot;b&quot;: &quot;&lt;i&gt;&quot;" in content
-    assert "ORGANIZATION_SCOPE 7 (scope 0) Category TEAM (2) Object 1" in text(operator, f"{MESSAGES}region/{number}/")
+    assert "ORGANIZATION_SCOPE 7 (scope 0) Category TEAM (2) Object 1" in text(
+        operator, f"{MESSAGES}{number}/?outbox=region"
+    )
     large = save(payload="x" * 600_000)
-    assert "too large to be shown" in text(operator, f"{MESSAGES}region/{large}/")
-    assert "message 999 is not in outbox region" in text(operator, f"{MESSAGES}region/999/")
-    assert "there is no outbox none" in text(operator, f"{MESSAGES}none/1/")
+    assert "too large to be shown" in text(operator, f"{MESSAGES}{large}/")
+    assert "message 999 is not in outbox region" in text(operator, f"{MESSAGES}999/")
+    assert "there is no outbox none" in text(operator, f"{MESSAGES}1/?outbox=none")
 
 
 def test_databases_are_apart(db: Database, archive: Database, operator: Client) -> None:
@@ -250,7 +264,7 @@ def stranger(db: Database) -> Iterator[str]:
 def test_trouble_is_said_on_the_page(db: Database, operator: Client, stranger: str, tmp_path: Path) -> None:
     for dsn, said in ((stranger, "GRANT USAGE ON SCHEMA outboxd"), ("host=/nowhere dbname=x", "connecting to")):
         (tmp_path / "outboxd.toml").write_text(CONFIG.format(dsn=dsn, modules=""))
-        for page in (PAGE, MESSAGES, f"{MESSAGES}region/1/", f"{PAGE}default/resume/1/"):
+        for page in (PAGE, MESSAGES, f"{MESSAGES}1/", f"{PAGE}default/resume/1/"):
             assert said in text(operator, page)
         assert said in post(operator, PAUSE, **SHARD)
     with override_settings(OUTBOXD_CONFIG=tmp_path / "none.toml"):
@@ -263,3 +277,117 @@ def test_nothing_is_dumped_of_what_has_no_table(db: Database, capsys: pytest.Cap
     call_command("dumpdata", "outboxd")
     call_command("dumpdata", "outboxd", use_base_manager=True)
     assert capsys.readouterr().out.split() == ["[][]"]
+
+
+def execute(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def submitted(client: Client, page: str) -> dict[str, str]:
+    """Return what a browser submits when nothing is typed into a page's form: its fields have one line."""
+    found = re.findall(r'name="(\w+)"(?: value="(.*?)")?', client.get(page).content.decode(), re.DOTALL)
+    return {name: re.sub(r"[\r\n]", "", html.unescape(value)) for name, value in found if "csrf" not in name}
+
+
+@pytest.mark.parametrize("shard", ["a", " a", "a ", "", "<b>&\"'", "é\u202e\n", "a\r\nb", "-- x"])
+def test_the_shard_that_a_link_names_is_shown_and_paused(db: Database, operator: Client, shard: str) -> None:
+    execute("ALTER TABLE outbox ALTER shard_identifier TYPE text")
+    configuration.forget()
+    for name in {shard, "a", "b"}:
+        with outbox_context() as outbox:
+            outbox.save("TEAM", shard_identifier=name, object_identifier=1 if name == shard else 2)
+    links = re.findall(r'href="(.*?\?.*?shard=.*?)"', operator.get(PAGE).content.decode())
+    (listed,) = (link for link in links if query_of(link)["shard"] == shard and "messages" in link)
+    (pause,) = (link for link in links if query_of(link)["shard"] == shard and "pause" in link)
+    assert re.findall(r"TEAM \(2\) (\d)", text(operator, html.unescape(listed))) == ["1"]
+    assert operator.post(html.unescape(pause), submitted(operator, html.unescape(pause))).status_code == 302
+    assert db.rows("SELECT shard_identifier FROM outboxd.pause") == [(shard,)]
+
+
+def query_of(link: str) -> dict[str, str]:
+    return dict(parse_qsl(urlsplit(html.unescape(link)).query, keep_blank_values=True))
+
+
+def test_what_is_typed_wins_over_the_link(db: Database, operator: Client) -> None:
+    operator.post(f"{PAUSE}?scope=0&shard=7", {"scope": "0", "shard": "8"})
+    assert "a shard is named by scope and shard together" in post(operator, PAUSE, shard="7", scope="")
+    assert "shard must be an integer (bigint), got ''" in post(operator, PAUSE, shard="", scope="0")
+    assert db.rows("SELECT shard_identifier FROM outboxd.pause") == [("8",)]
+
+
+def test_an_outbox_may_have_any_name(db: Database, operator: Client, tmp_path: Path) -> None:
+    number = save()
+    for name in ("a/b", "..", "a?b#c&d", "é b"):
+        config = CONFIG.format(dsn=db.dsn, modules="").replace('name = "region"', f'name = "{name}"')
+        (tmp_path / "outboxd.toml").write_text(config)
+        (link,) = re.findall(rf'href="({MESSAGES}{number}/.*?)"', operator.get(MESSAGES).content.decode())
+        assert f"Outbox {name} Shard" in text(operator, html.unescape(link))
+
+
+def test_times_that_python_does_not_have(db: Database, operator: Client) -> None:
+    number = save()
+    for time, shown in (
+        ("9999-12-31 23:59:59+00", "9999-12-31"),
+        ("infinity", "infinity"),
+        ("0001-01-01 00:00:00+00 BC", "BC"),
+        ("0001-01-01 00:00:00+00", "0001-01-01"),
+    ):
+        db.rows(f"UPDATE outbox SET scheduled_for = '{time}', date_added = '{time}' RETURNING 1")
+        for zone in ("Asia/Tokyo", "America/New_York"):
+            with override_settings(TIME_ZONE=zone):
+                for page in (PAGE, MESSAGES, f"{MESSAGES}{number}/"):
+                    assert shown in text(operator, page), (page, zone)
+
+
+def test_a_message_is_shown_as_it_is_stored(db: Database, operator: Client) -> None:
+    number = save()
+
+    def shown(payload: str) -> str:
+        db.rows(f"UPDATE outbox SET payload = ({payload})::jsonb, headers = payload RETURNING 1")
+        return html.unescape(operator.get(f"{MESSAGES}{number}/").content.decode())
+
+    assert "1234567890123456.7890" in shown("""'{"n": 1234567890123456.7890}'""")
+    assert "9" * 5000 in shown("repeat('9', 5000)")
+    assert "[]" in shown("repeat('[', 5000) || repeat(']', 5000)")
+    assert "<pre>null</pre>" in shown("'null'")
+    assert '<pre>{\n  "a": [\n    {},\n    []\n  ],\n  "b,]": ":"\n}</pre>' in shown(
+        """'{"b,]": ":", "a": [{}, []]}'"""
+    )
+
+
+def test_more_pauses_than_are_shown(db: Database, operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "PAUSES", 2)
+    for _ in range(2):
+        post(operator, PAUSE, category="TEAM")
+    assert "There are more" not in text(operator)
+    said = operator.post(PAUSE, {"category": "MEMBER"}, follow=True).content.decode()
+    assert f'<a href="{PAGE}default/resume/3/">Resume</a>' in said
+    assert "There are more: these are the oldest 2." in text(operator)
+    assert "category MEMBER, pause 3 by ada" in text(operator, f"{PAGE}default/resume/3/")
+
+
+def test_a_pause_that_has_to_wait_is_given_up(db: Database, operator: Client) -> None:
+    with psycopg.connect(db.dsn) as other:
+        other.execute("LOCK TABLE outboxd.pause IN SHARE MODE")
+        assert "writing a pause: canceling statement due to lock timeout" in post(operator, PAUSE, category="TEAM")
+    assert pauses(db) == []
+
+
+def test_a_user_s_name_may_be_a_number(db: Database, operator: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(User, "get_username", lambda _: 4711)  # as with a USERNAME_FIELD of integers
+    post(operator, PAUSE, category="TEAM")
+    assert pauses(db)[0][6] == "4711"
+
+
+def test_a_pause_stands_where_the_admin_s_log_fails(db: Database, operator: Client) -> None:
+    execute("ALTER TABLE django_admin_log ADD CHECK (false) NOT VALID")
+    assert "It is done, but the admin's log has no entry of it" in post(operator, PAUSE, category="TEAM")
+    assert len(pauses(db)) == 1
+
+
+def test_a_setting_that_is_no_path(db: Database, operator: Client) -> None:
+    for given in (5, b"x", ["x"], {"default": 5}):
+        with override_settings(OUTBOXD_CONFIG=given):
+            for page in (PAGE, MESSAGES):
+                assert "OUTBOXD_CONFIG must be a path, or a dict from database to path, got" in text(operator, page)

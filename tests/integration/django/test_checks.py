@@ -11,7 +11,7 @@ from django.test import override_settings
 from django.test.utils import isolate_apps
 
 from outboxd.contrib.django import OutboxProducingManager, OutboxProducingModel, OutboxProducingQuerySet
-from outboxd.contrib.django.checks import check_models
+from outboxd.contrib.django.checks import check_models, check_setting
 from tests.integration.django.shop.models import Member, Plain
 
 if TYPE_CHECKING:
@@ -225,3 +225,18 @@ def test_a_configuration_that_is_not_there(db: Database, tmp_path: Path) -> None
             (problem,) = check_models(None)
         assert problem.id == "outboxd.E005"
     assert Member.objects.model is Member
+
+
+def test_a_setting_that_names_no_database_or_is_no_path(db: Database, tmp_path: Path) -> None:
+    assert check_setting(None) == []
+    for given, said in (
+        (
+            {"default": tmp_path, "archve": tmp_path},
+            "OUTBOXD_CONFIG: there is no database archve, did you mean archive?",
+        ),
+        (5, "OUTBOXD_CONFIG must be a path, or a dict from database to path, got 5"),
+        ({"default": b"x"}, "OUTBOXD_CONFIG must be a path, or a dict from database to path, got b'x'"),
+    ):
+        with override_settings(OUTBOXD_CONFIG=given):
+            (problem,) = check_setting(None)
+        assert (problem.id, problem.msg) == ("outboxd.E009", said)

@@ -320,3 +320,19 @@ def test_async_receivers_are_refused() -> None:
 
     with pytest.raises(TypeError, match=r"outboxd\.receiver"):
         receiver("TEAM")(late)
+
+
+def test_greenlets_instead_of_threads_are_refused(
+    db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    get_ident = threading.get_ident
+    monkeypatch.setattr(threading, "get_ident", lambda: get_ident())  # as gevent does, whose threads are none
+    with pytest.raises(errors.OutboxContextError, match="made greenlets of threads"), outbox_context(flush=True):
+        pytest.fail("nothing may be written")
+    with outbox_context() as outbox:
+        save(outbox)
+    (tmp_path / "outboxd.toml").write_text(CONFIG.format(dsn=db.dsn, modules=""))
+    configuration.forget()
+    with outbox_context(flush=True) as outbox:  # which wakes the daemon
+        save(outbox, 2)
+    assert db.objects == [1, 2]

@@ -15,7 +15,7 @@ from django.test import TestCase, TransactionTestCase, override_settings
 from outboxd import Discard, Message, errors, receiver
 from outboxd.contrib.django import configuration, outbox_context
 from outboxd.contrib.django.test import outbox_runner
-from tests.integration.django.conftest import CONFIG, Database
+from tests.integration.django.conftest import CONFIG, Database, as_test
 from tests.integration.django.shop import receivers
 from tests.integration.django.shop.models import Organization, Plain, Team
 
@@ -167,7 +167,8 @@ class Fresh(unittest.TestResult):
 
 
 @pytest.mark.parametrize("case", [InOneTransaction, WithCommits])
-def test_in_a_test_case(db: Database, case: type[unittest.TestCase]) -> None:
+def test_in_a_test_case(db: Database, case: type[unittest.TestCase], monkeypatch: pytest.MonkeyPatch) -> None:
+    as_test(db, monkeypatch)
     result = Fresh()
     unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
     assert [f"{test}: {text}" for test, text in [*result.errors, *result.failures]] == []
@@ -176,14 +177,36 @@ def test_in_a_test_case(db: Database, case: type[unittest.TestCase]) -> None:
 
 
 def test_in_tests_the_database_is_django_s(db: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(mail, "outbox", raising=False)
     path = tmp_path / "elsewhere.toml"
     path.write_text(CONFIG.format(dsn="host=/nowhere dbname=elsewhere", modules=""))
     with override_settings(OUTBOXD_CONFIG=path):
+        monkeypatch.setattr(mail, "outbox", [], raising=False)  # so does the e-mail backend `locmem`, in production
         assert "elsewhere" in configuration.load_of("default").config.dsn
-        monkeypatch.setattr(mail, "outbox", [], raising=False)
+        monkeypatch.setitem(configuration._names, "default", "shop")
         assert db.name in configuration.load_of("default").config.dsn
-    monkeypatch.delattr(mail, "outbox")
+        monkeypatch.undo()
     path.write_text(CONFIG.format(dsn="", modules=""))
     with override_settings(OUTBOXD_CONFIG=path):
         assert db.name in configuration.load_of("default").config.dsn
+
+
+def test_which_names_are_those_of_tests(db: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = connection.settings_dict
+    for noted, of_tests, name, expected in (
+        ("shop", None, "shop", False),
+        ("shop", None, "test_shop", True),
+        ("shop", None, "test_shop_2", True),
+        ("shop", None, "test_other", True),  # tests may be given another name before Django makes theirs
+        ("shop", None, "other", False),  # an application may lead a connection elsewhere itself
+        ("test_shop", None, "test_shop", False),
+        ("shop", "shop.1", "shop.1", True),
+        ("shop", "shop.1", "shop.1_2", True),  # of the second process
+        ("shop", "shop.1", "shop.1_eu", False),
+        ("shop", "shop.1", "shop_1", False),
+        ("shop", "shop", "shop", False),
+    ):
+        monkeypatch.setitem(configuration._names, "default", noted)
+        monkeypatch.setitem(given, "NAME", name)
+        monkeypatch.setitem(given["TEST"], "NAME", of_tests)
+        assert configuration.is_test("default") == expected, (noted, of_tests, name)
+        assert configuration.is_elsewhere("default") == (noted != name)
