@@ -122,7 +122,7 @@ class Branch:
             if pipeline.drain.queue.is_empty and reader.is_idle:
                 scheduler.lead_on(turn)
 
-        self.source_session = source_session(pipeline.dsn, f"source {self.config.name}")
+        self.source_session = source_session(pipeline.dsn, name=f"source {self.config.name}")
         lane = Lane(
             self.outbox,
             self.settler,

@@ -219,6 +219,8 @@ class Collector:
         for branch in pipeline.branches:
             if branch.outbox is not None:
                 yield from (branch.outbox.finding, branch.outbox.reading, branch.outbox.settling)
+                if branch.outbox.failing.round_trips:
+                    yield branch.outbox.failing
             if branch.source_session is not None and branch.source_session.round_trips:
                 yield branch.source_session
 

@@ -1,8 +1,8 @@
 """
 One outbox table: its statements, rendered once for its columns, on sessions of its own.
 
-Three sessions, each used by one task: *find*, *read* and *settle*. None is shared with another outbox, so a
-locked or missing table stops nothing but itself (I14).
+Four sessions, each used by one task: *find*, *read*, *settle* (deletes) and *fail* (other endings, if there are any).
+None is shared with another outbox, so a locked or missing table stops nothing but itself (I14).
 """
 
 from __future__ import annotations
@@ -99,6 +99,7 @@ class Outbox:
         self.finding = session or Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
         self.reading = session or Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
         self.settling = session or Session(dsn, name=f"settle {name}", lock_timeout_s=1, statement_timeout_s=60)
+        self.failing = session or Session(dsn, name=f"fail {name}", lock_timeout_s=1, statement_timeout_s=60)
 
     def scope_of(self, shard: ShardKey) -> int:
         """Tell the shard's scope number."""
@@ -250,7 +251,7 @@ class Outbox:
         """Take back, in prepared mode, the failure that was counted ahead of a delivery which was not made."""
         attempts, error = (0, "") if known is None else (known.attempts, known.last_error)
         key = self._failure_key(*subject)
-        await self._fetch(self.settling, "undo_prepared", self.name, ids[0], ids, moved_to, attempts, error, *key)
+        await self._fetch(self.failing, "undo_prepared", self.name, ids[0], ids, moved_to, attempts, error, *key)
 
     async def prepare_next_from_shards(
         self, failures: Sequence[Failure], *, rows_max: int, categories_off: Sequence[int]
@@ -289,22 +290,22 @@ class Outbox:
         Returns:
             How many were buried; 0 (and nothing else is done) when somebody else has taken them.
         """
-        async with self.settling.transaction(f"bury on outbox {self.name}") as fetch:
+        async with self.failing.transaction(f"bury on outbox {self.name}") as fetch:
             rows = await fetch(self._sql["bury"], self.name, ids, attempts, _storable(reason), by)
             if rows[0][0]:
                 await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([subject]))
         return int(rows[0][0])
 
     async def close(self) -> None:
-        """Close the three sessions."""
-        for session in (self.finding, self.reading, self.settling):
+        """Close the sessions."""
+        for session in (self.finding, self.reading, self.settling, self.failing):
             await session.close()
 
     async def _fetch(self, session: Session, statement: str, *args: Any) -> list[asyncpg.Record]:
         return await session.fetch(f"{statement} on outbox {self.name}", self._sql[statement], *args)
 
     async def _fetch_many(self, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
-        return await self.settling.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
+        return await self.failing.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
 
     def _arrays(self, shards: Sequence[ShardKey]) -> list[list[Any]]:
         return [list(column) for column in zip(*shards, strict=True)]

@@ -33,7 +33,7 @@ _PASSING = {"55P03", "57014", "40001", "40P01"}
 Row = Mapping[str, Any]
 
 
-def source_session(dsn: Callable[[], str], name: str) -> Session:
+def source_session(dsn: Callable[[], str], *, name: str) -> Session:
     """Return a session for reading source tables: rows that a policy hides are an error there, and not gone."""
     return Session(
         dsn,

@@ -12,9 +12,10 @@ import datetime as dt
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import structlog
 
 from outboxd import backoff, errors
@@ -66,9 +67,11 @@ class Settler:
         self._on_settled = on_settled
         self._on_room = on_room
         self._pending: list[Entry] = []
+        self._others: list[Ending] = []
+        self._unsettled = 0
         self._unsettled_rows = 0
         self._arrived = asyncio.Event()
-        self._deferred = 0
+        self._others_arrived = asyncio.Event()
         self.gives_up = False
         """In a bounded run: give up what the database refuses again and again, and keep the last `error`."""
         self.error: errors.OutboxdError | None = None
@@ -115,6 +118,7 @@ class Settler:
 
     def _put(self, entry: Entry) -> None:
         entry.turn.unsettled += 1
+        self._unsettled += 1
         self._pending.append(entry)
         self._unsettled_rows += entry.row_count
         self.idle.clear()
@@ -129,15 +133,21 @@ class Settler:
 
     async def run(self) -> None:
         """Write what arrives. Never returns."""
+        async with anyio.create_task_group() as writers:
+            writers.start_soon(self._run_others)
+            while True:
+                await self._arrived.wait()
+                await self._write_until_done(self._take(), self._delete)
+                if not self._pending:
+                    self._arrived.clear()
+
+    async def _run_others(self) -> None:
+        """Write failures and burials beside the deletes, on a session of their own: they cost ten times as much."""
         while True:
-            await self._arrived.wait()
-            batch = self._take()
-            if batch:
-                await self._write_until_done(batch)
-            if not self._pending:
-                self._arrived.clear()
-                if not self._deferred:
-                    self.idle.set()
+            await self._others_arrived.wait()
+            self._others_arrived.clear()
+            batch, self._others = self._others, []
+            await self._write_until_done([*batch], self._write_others)
 
     async def prepare(self, turn: Turn, group: Group) -> Prepared | None:
         """
@@ -172,12 +182,12 @@ class Settler:
         batch, self._pending = self._pending[:count], self._pending[count:]
         return batch
 
-    async def _write_until_done(self, batch: list[Entry]) -> None:
+    async def _write_until_done(self, batch: list[Entry], write: Callable[[list[Entry]], Awaitable[None]]) -> None:
         """Try again while the database is away; set aside what it refuses, shard by shard."""
         failures = 0
         while batch:
             try:
-                await self._write(batch)
+                await write(batch)
             except errors.StoreUnavailable as exc:
                 failures += 1
                 self._live.beat()  # an attempt that ended in an error has ended, too
@@ -185,15 +195,17 @@ class Settler:
                 await asyncio.sleep(min(RETRY_PAUSE_S_MAX, 0.05 * 2**failures))
             except Exception as exc:
                 self._live.beat()
-                await self._set_aside(batch, exc)
+                await self._set_aside(batch, write, exc)
                 return
 
-    async def _set_aside(self, batch: list[Entry], exc: Exception) -> None:
+    async def _set_aside(
+        self, batch: list[Entry], write: Callable[[list[Entry]], Awaitable[None]], exc: Exception
+    ) -> None:
         """Split a refused batch (a row is locked, say) by shard, so that one does not keep the others."""
         turns = {id(entry.turn) for entry in batch}
         if len(turns) > 1:
             for one in turns:
-                await self._write_until_done([entry for entry in batch if id(entry.turn) == one])
+                await self._write_until_done([entry for entry in batch if id(entry.turn) == one], write)
             return
         turn = batch[0].turn
         turn.deferrals += 1
@@ -204,29 +216,33 @@ class Settler:
             for entry in batch:
                 self._settled(entry)
             return
-        self._deferred += 1
         pause_s = min(DEFER_S_MAX, DEFER_S * 2**turn.deferrals)
         asyncio.get_running_loop().call_later(pause_s, self._resume, batch)
 
     def _resume(self, batch: list[Entry]) -> None:
-        self._deferred -= 1
         self._pending[:0] = batch
         self._arrived.set()
 
-    async def _write(self, batch: list[Entry]) -> None:
-        """Write a whole batch, taking out of it what is committed; a shard's deletes go before its failure."""
+    async def _delete(self, batch: list[Entry]) -> None:
+        """Delete what was delivered, and hand on the other endings: a shard's deletes go before its failure."""
         done = [entry for entry in batch if isinstance(entry, Delivered)]
-        others = [entry for entry in batch if isinstance(entry, Ending)]
         if done:
             ids = [i for entry in done for i in entry.ids]
             known = [subject_of(e.turn, g) for e in done for g in e.groups if g.known is not None or g.is_counted]
             await self._outbox.delete_messages(ids, known)
-            batch[:] = others
             for entry in done:
                 self._count(entry.turn, entry.category, entry.calls, entry.row_count)
                 self._settled(entry)
             self._live.beat()
             observe(self._outbox.name, self.meter, done)
+        self._others += [entry for entry in batch if isinstance(entry, Ending)]
+        if self._others:
+            self._others_arrived.set()
+        batch.clear()
+
+    async def _write_others(self, batch: list[Entry]) -> None:
+        """Write endings that are no deletes, taking out of the batch what is committed."""
+        others = [entry for entry in batch if isinstance(entry, Ending)]
         failed = [ending for ending in others if isinstance(ending.outcome, Failed)]
         others = [ending for ending in others if not isinstance(ending.outcome, Failed)]
         while failed:
@@ -334,6 +350,9 @@ class Settler:
     def _settled(self, entry: Entry) -> None:
         turn = entry.turn
         turn.unsettled -= 1
+        self._unsettled -= 1
+        if not self._unsettled:
+            self.idle.set()
         self.settled_at = time.monotonic()
         was_full = self.is_full
         self._unsettled_rows -= entry.row_count

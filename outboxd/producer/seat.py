@@ -58,7 +58,7 @@ class Seat:
         self._config = config
         self._registry = registry
         self.dsn = dsn
-        self._source_session = source_session(dsn, "flush source")
+        self._source_session = source_session(dsn, name="source")
         self._board = SwitchBoard(config, dsn, self.session)
         self._prepared = False
         self._looked_at = 0.0

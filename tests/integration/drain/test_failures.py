@@ -107,7 +107,7 @@ async def test_many_shards_that_fail_at_once_do_not_cost_a_commit_each(
     assert len(await failures(connection)) == 300
     outbox = pipeline.branches[0].outbox
     assert outbox is not None
-    assert outbox.settling.round_trips < 100
+    assert outbox.failing.round_trips < 100
 
 
 async def test_a_failure_is_known_with_its_error_its_count_and_its_times(

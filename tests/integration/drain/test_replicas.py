@@ -206,7 +206,7 @@ async def test_flushes_keep_their_session(database: str, connection: asyncpg.Con
         for _ in range(3):
             async with producer.context(own, flush=True) as outbox:
                 await outbox.save("MEMBER", shard_identifier=1, object_identifier=1)
-            pids |= set(await outboxd_backends(connection, "flush source"))
+            pids |= set(await outboxd_backends(connection, "source"))
     await producer.close()
 
     assert (len(seen), len(pids)) == (3, 1)

@@ -208,7 +208,7 @@ async def _settle_waits(connection: asyncpg.Connection) -> bool:
     return bool(
         await connection.fetchval(
             "SELECT EXISTS (SELECT FROM pg_stat_activity WHERE datname = current_database()"
-            " AND application_name LIKE 'outboxd: settle%' AND wait_event_type = 'Lock')"
+            " AND application_name ~ '^outboxd: (settle|fail)' AND wait_event_type = 'Lock')"
         )
     )
 
