@@ -16,7 +16,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -61,6 +61,8 @@ class Runner:
         self.run = run
         self.amounts = amounts
         self._lines: list[tuple[Bench, Measured]] = []
+        self._given_up: set[tuple[str, str]] = set()
+        """Entries and measures that failed: to wait for them again would only take time from the others."""
 
     async def open(self, chosen: list[Entry], dsn: str) -> None:
         for entry in chosen:
@@ -91,15 +93,14 @@ class Runner:
             await bench.close()
 
     async def _throughput(self, bench: Bench, measured: Measured, number: int) -> None:
-        speed = await _tried(measured, f"round {number}", bench.throughput(measured.jobs))
+        speed = await self._tried(measured, "throughput", bench, lambda: bench.throughput(measured.jobs))
         if speed is not None and number:
             measured.jobs_s.append(speed)
             _say(f"round {number}: {bench.entry.key}: {speed:,.0f} jobs/s")
 
     async def _latency(self, bench: Bench, measured: Measured, number: int) -> None:
-        found = await _tried(
-            measured, f"latency, round {number}", bench.latency(self.amounts.messages, self.amounts.messages_s)
-        )
+        messages, seconds = self.amounts.messages, self.amounts.messages_s
+        found = await self._tried(measured, "latency", bench, lambda: bench.latency(messages, seconds))
         if found and number:
             measured.latency_ms += [ran for ran, _ in found]
             measured.commit_ms += [commit for _, commit in found]
@@ -107,10 +108,22 @@ class Runner:
             _say(f"round {number}: {bench.entry.key}: {middle:.1f} ms, median of {len(found)} messages")
 
     async def _held(self, bench: Bench, measured: Measured, number: int) -> None:
-        speed = await _tried(measured, f"held snapshot, round {number}", bench.throughput(measured.jobs))
+        speed = await self._tried(measured, "held snapshot", bench, lambda: bench.throughput(measured.jobs))
         if speed is not None:
             measured.held_jobs_s.append(speed)
             _say(f"round {number}, snapshot held: {bench.entry.key}: {speed:,.0f} jobs/s")
+
+    async def _tried(self, measured: Measured, what: str, bench: Bench, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Return None where a system fails: it is named, that measure of it given up, and the others go on."""
+        if (measured.key, what) in self._given_up:
+            return None
+        try:
+            return await work()
+        except TROUBLE as exc:
+            self._given_up.add((measured.key, what))
+            _fail(measured, what, exc)
+            await bench.clear()
+            return None
 
 
 def _measured(entry: Entry, jobs: int) -> Measured:
@@ -126,15 +139,6 @@ def _measured(entry: Entry, jobs: int) -> Measured:
         load=entry.load.name,
         jobs=jobs,
     )
-
-
-async def _tried(measured: Measured, what: str, work: Awaitable[T]) -> T | None:
-    """Return None where a system fails: it is named, and the others go on."""
-    try:
-        return await work
-    except TROUBLE as exc:
-        _fail(measured, what, exc)
-        return None
 
 
 def _fail(measured: Measured, what: str, exc: BaseException) -> None:
@@ -179,7 +183,7 @@ async def measure(systems: list[System], amounts: Amounts) -> Run:
 
 
 def main() -> None:
-    keys = [system.key for system in SYSTEMS]
+    keys = list(dict.fromkeys(system.key for system in SYSTEMS))
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(keys)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)

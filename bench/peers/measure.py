@@ -81,6 +81,10 @@ class Bench:
         finally:
             await other.close()
 
+    async def clear(self) -> None:
+        """After a failure: what it left is not the next measure's."""
+        await self._connection.execute(f"TRUNCATE {self._statements.vacuum} CASCADE")
+
     async def close(self) -> None:
         await self._connection.close()
 

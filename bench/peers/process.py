@@ -99,7 +99,8 @@ async def set_up(entry: Entry, dsn: str) -> None:
     process = await _start(entry, "setup", _environment(dsn))
     output, _ = await process.communicate()
     if process.returncode:
-        raise FailedError(f"its set-up ended with {process.returncode}: {output.decode(errors='replace')[-SAID_MAX:]}")
+        said = " | ".join(output.decode(errors="replace").split("\n"))[-SAID_MAX:]
+        raise FailedError(f"its set-up ended with {process.returncode}: {said}")
 
 
 async def _start(entry: Entry, verb: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:

@@ -21,7 +21,7 @@ PGBOSS = System(
         Settings("defaults", 3, documented="its page on workers: one job every two seconds", pause_s=2.0),
         Settings(
             "tuned",
-            60_000,
+            100_000,
             {
                 "instance": {"useListenNotify": True},
                 "queue": {"notify": True},

@@ -24,7 +24,7 @@ PGQUEUER = System(
         Settings("defaults", 20_000),
         Settings(
             "tuned",
-            40_000,
+            50_000,
             {"batch_size": 250, "uvloop": True, "autovac": True},
             "its guide on performance tuning (batch_size for short jobs, pgq autovac), its benchmark (uvloop); "
             "batch_size by trying",
