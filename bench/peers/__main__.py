@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import dataclasses
 import json
 import os
@@ -33,6 +32,7 @@ from outboxd.embedded import embedded_postgres
 T = TypeVar("T")
 
 SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": 200}
+HELD_TIMES = 3
 HELD_ROUNDS = 5
 LATENCY_MESSAGES = 500
 TROUBLE = (FailedError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
@@ -43,6 +43,7 @@ class Amounts:
     """How much is measured."""
 
     rounds: int
+    held_times: int
     held_rounds: int
     messages: int
     """Single messages of a round; fewer where they would take longer than `messages_s`."""
@@ -55,11 +56,12 @@ class Amounts:
 
 
 class Runner:
-    """All entries taking turns, and what came of each."""
+    """All entries taking turns, and what came of each; `save` is called whenever all have had theirs."""
 
-    def __init__(self, run: Run, amounts: Amounts) -> None:
+    def __init__(self, run: Run, amounts: Amounts, save: Callable[[Run], None]) -> None:
         self.run = run
         self.amounts = amounts
+        self._save = save
         self._lines: list[tuple[Bench, Measured]] = []
         self._given_up: set[tuple[str, str]] = set()
         """Entries and measures that failed: to wait for them again would only take time from the others."""
@@ -80,13 +82,12 @@ class Runner:
                 await self._throughput(bench, measured, number)
                 if bench.entry.settings.latency and bench.entry.load.name == "W1":
                     await self._latency(bench, measured, number)
-        async with contextlib.AsyncExitStack() as snapshots:
-            held = [line for line in self._lines if line[0].entry.settings.held and line[0].entry.load.name == "W1"]
-            for bench, _ in held:
-                await snapshots.enter_async_context(bench.held_snapshot())
-            for number in range(1, self.amounts.held_rounds + 1):
-                for bench, measured in held:
-                    await self._held(bench, measured, number)
+            self._save(self.run)
+        for _ in range(self.amounts.held_times):
+            for bench, measured in self._lines:
+                if bench.entry.settings.held and bench.entry.load.name == "W1":
+                    await self._held(bench, measured)
+            self._save(self.run)
 
     async def close(self) -> None:
         for bench, _ in self._lines:
@@ -107,11 +108,12 @@ class Runner:
             middle = statistics.median(ran for ran, _ in found)
             _say(f"round {number}: {bench.entry.key}: {middle:.1f} ms, median of {len(found)} messages")
 
-    async def _held(self, bench: Bench, measured: Measured, number: int) -> None:
-        speed = await self._tried(measured, "held snapshot", bench, lambda: bench.throughput(measured.jobs))
-        if speed is not None:
-            measured.held_jobs_s.append(speed)
-            _say(f"round {number}, snapshot held: {bench.entry.key}: {speed:,.0f} jobs/s")
+    async def _held(self, bench: Bench, measured: Measured) -> None:
+        rounds = self.amounts.held_rounds
+        found = await self._tried(measured, "held snapshot", bench, lambda: bench.held(measured.jobs, rounds))
+        if found:
+            measured.held_jobs_s.append(found)
+            _say(f"snapshot held: {bench.entry.key}: {', '.join(f'{speed:,.0f}' for speed in found)} jobs/s")
 
     async def _tried(self, measured: Measured, what: str, bench: Bench, work: Callable[[], Awaitable[T]]) -> T | None:
         """Return None where a system fails: it is named, that measure of it given up, and the others go on."""
@@ -164,7 +166,7 @@ def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
     return able, left_out
 
 
-async def measure(systems: list[System], amounts: Amounts) -> Run:
+async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
     able, left_out = install(systems)
     machine = f"{os.cpu_count()} processors, Python {platform.python_version()}"
     async with embedded_postgres(settings=SERVER) as dsn:
@@ -172,7 +174,7 @@ async def measure(systems: list[System], amounts: Amounts) -> Run:
         version = await connection.fetchval("SHOW server_version")
         await connection.close()
         run = Run(machine, version, amounts.rounds, (os.getloadavg()[0], 0.0), left_out=left_out)
-        runner = Runner(run, amounts)
+        runner = Runner(run, amounts, save)
         await runner.open(entries(able), dsn)
         try:
             await runner.measure()
@@ -194,13 +196,19 @@ def main() -> None:
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
     chosen = [system for system in SYSTEMS if not options.names or system.key in {"outboxd", *options.names}]
     messages = LATENCY_MESSAGES // max(1, options.rounds)
-    amounts = Amounts(options.rounds, HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000)
+    amounts = Amounts(
+        options.rounds, min(options.rounds, HELD_TIMES), HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000
+    )
     if options.quick:
-        amounts = Amounts(1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0)
-    run = asyncio.run(measure(chosen, amounts))
+        amounts = Amounts(1, held_times=1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0)
+
+    def save(run: Run) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(dataclasses.asdict(run), indent=2))
+
+    run = asyncio.run(measure(chosen, amounts, save))
+    save(run)
     print(table(run))
-    if options.json:
-        options.json.write_text(json.dumps(dataclasses.asdict(run), indent=2))
 
 
 if __name__ == "__main__":

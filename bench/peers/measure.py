@@ -1,4 +1,8 @@
-"""The three measures: throughput, throughput while a snapshot is held, and the latency of single messages."""
+"""
+The three measures: throughput, throughput round after round while a snapshot is held, the latency of single messages.
+
+Each starts the system's worker and ends it, so that nobody else's is awake.
+"""
 
 from __future__ import annotations
 
@@ -45,10 +49,26 @@ class Bench:
         await self._vacuum()
         async with running(self.entry, self._dsn) as worker:
             await self._drained(worker, int(jobs * WARM_UP_SHARE))
-            seconds = await self._drained(worker, jobs)
-        if left := await self._connection.fetchval(self._statements.left):
-            raise FailedError(f"{left} jobs were left behind, or failed")
-        return jobs / seconds
+            speed = jobs / await self._drained(worker, jobs)
+        await self._check()
+        return speed
+
+    async def held(self, jobs: int, rounds: int) -> list[float]:
+        """
+        Return jobs a second of rounds while another session holds a snapshot that is older than all of them.
+
+        One worker does them all: one that is started anew has to find its place among what is dead.
+        """
+        found: list[float] = []
+        await self._vacuum()
+        async with running(self.entry, self._dsn) as worker:
+            await self._drained(worker, int(jobs * WARM_UP_SHARE))
+            async with self._held_snapshot():
+                for _ in range(rounds):
+                    await self._vacuum()
+                    found.append(jobs / await self._drained(worker, jobs))
+        await self._check()
+        return found
 
     async def latency(self, messages: int, seconds_max: float) -> list[tuple[float, float]]:
         """
@@ -70,23 +90,27 @@ class Bench:
                     break
         return found
 
-    @contextlib.asynccontextmanager
-    async def held_snapshot(self) -> AsyncIterator[None]:
-        """Keep a snapshot of this database open inside the block, as a long report does."""
-        other = await asyncpg.connect(self._dsn)
-        try:
-            async with other.transaction(isolation="repeatable_read", readonly=True):
-                await other.fetchval(self._statements.left)
-                yield
-        finally:
-            await other.close()
-
     async def clear(self) -> None:
         """After a failure: what it left is not the next measure's."""
         await self._connection.execute(f"TRUNCATE {self._statements.vacuum} CASCADE")
 
     async def close(self) -> None:
         await self._connection.close()
+
+    @contextlib.asynccontextmanager
+    async def _held_snapshot(self) -> AsyncIterator[None]:
+        """Keep a snapshot of this database open inside the block, as a long report does."""
+        other = await asyncpg.connect(self._dsn)
+        try:
+            async with other.transaction(isolation="repeatable_read", readonly=True):
+                await other.fetchval("SELECT 1")  # takes the snapshot, and locks no table
+                yield
+        finally:
+            await other.close()
+
+    async def _check(self) -> None:
+        if left := await self._connection.fetchval(self._statements.left):
+            raise FailedError(f"{left} jobs were left behind, or failed")
 
     async def _vacuum(self) -> None:
         await self._connection.execute(f"VACUUM (ANALYZE) {self._statements.vacuum}")

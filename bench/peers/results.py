@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ class Measured:
     load: str
     jobs: int
     jobs_s: list[float] = dataclasses.field(default_factory=list)
-    held_jobs_s: list[float] = dataclasses.field(default_factory=list)
-    """Round after round while another session holds a snapshot that is older than all of them."""
+    held_jobs_s: list[list[float]] = dataclasses.field(default_factory=list)
+    """Round after round while another session holds a snapshot that is older than all of them; a list each time."""
     latency_ms: list[float] = dataclasses.field(default_factory=list)
     """From sending COMMIT until the handler ran, of single messages."""
     commit_ms: list[float] = dataclasses.field(default_factory=list)
@@ -34,8 +35,8 @@ class Measured:
 
     @property
     def held_ratio(self) -> float | None:
-        """The last round's speed against the first's."""
-        return self.held_jobs_s[-1] / self.held_jobs_s[0] if len(self.held_jobs_s) > 1 else None
+        """The last round's speed against the first's, the median of all times."""
+        return statistics.median(found[-1] / found[0] for found in self.held_jobs_s) if self.held_jobs_s else None
 
 
 @dataclasses.dataclass
@@ -71,11 +72,18 @@ def table(run: Run) -> str:
         f"{run.machine}; PostgreSQL {run.postgresql}; {run.rounds} rounds; load average "
         f"{run.load_average[0]:.1f} before, {run.load_average[1]:.1f} after.",
     ]
+    lines += ["", *(_settings(measured) for measured in run.measured if measured.values or measured.documented)]
     notes = [f"- {name}: left out: {why}" for name, why in run.left_out.items()]
     notes += [
         f"- {measured.system}, {measured.settings}: {error}" for measured in run.measured for error in measured.errors
     ]
     return "\n".join([*lines, *(["", *notes] if notes else [])])
+
+
+def _settings(measured: Measured) -> str:
+    values = f" `{json.dumps(measured.values)}`" if measured.values else ""
+    source = f" ({measured.documented})" if measured.documented else ""
+    return f"- {measured.system}, {measured.settings}, {measured.load}:{values}{source}"
 
 
 def _line(measured: Measured, rival: Measured | None) -> str:

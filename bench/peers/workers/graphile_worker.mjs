@@ -21,6 +21,7 @@ async function setup() {
 async function work({ ...worker }) {
   const pgPool = new pg.Pool({ ...connection, max: worker.maxPoolSize ?? 10 })
   pgPool.on('error', () => {})
+  pgPool.on('connect', (client) => client.on('error', () => {})) // it asks for both
   const runner = await run({
     pgPool,
     logger,
