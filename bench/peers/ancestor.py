@@ -4,7 +4,8 @@ The scheduling algorithm that outboxd descends from, written here to be measured
 A pass takes the ids that are due, cuts them into five ranges and drains each on a connection of its own. A range's
 shards are found by `GROUP BY`. A shard is drained so: one row is locked, *every* row of the shard is moved to the next
 try (so that a process that dies has it tried later); then, object after object, a transaction locks the shard, reads
-the newest row of the object, calls the receiver, and deletes the object's rows in slices of fifty.
+the newest and the oldest row of the object, calls the receiver, and deletes the object's rows in slices of fifty, until
+it finds none.
 
 What surrounds it there is left out, and would only be slower: an ORM, a broker between scheduler and drainers, and the
 scheduler's own interval. A pass here begins when the last has ended. It imports nothing of outboxd.
@@ -59,9 +60,9 @@ WHERE shard_scope = $1 AND shard_identifier = $2 AND id <= $3 ORDER BY id LIMIT 
 NEWEST_IN_SHARD = "SELECT max(id) FROM outbox WHERE shard_scope = $1 AND shard_identifier = $2"
 OBJECT = "shard_scope = $1 AND shard_identifier = $2 AND category = $3 AND object_identifier = $4"
 NEWEST_OF_OBJECT = f"SELECT * FROM outbox WHERE {OBJECT} ORDER BY id DESC LIMIT 1"
-DELETE_SLICE = f"""
-DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE {OBJECT} AND id <= $5 ORDER BY id LIMIT {DELETE_ROWS})
-"""
+OLDEST_OF_OBJECT = f"SELECT * FROM outbox WHERE {OBJECT} ORDER BY id LIMIT 1"
+SLICE = f"SELECT id FROM outbox WHERE {OBJECT} AND id <= $5 ORDER BY id LIMIT {DELETE_ROWS}"
+DELETE = "DELETE FROM outbox WHERE id = ANY ($1::bigint[])"
 
 
 Connection = asyncpg.pool.PoolConnectionProxy
@@ -91,9 +92,10 @@ async def drain_object(connection: Connection, shard: tuple[int, int], newest: i
         key = (*shard, lowest["category"], lowest["object_identifier"])
         message = await connection.fetchrow(NEWEST_OF_OBJECT, *key)
         assert message is not None
+        await connection.fetchrow(OLDEST_OF_OBJECT, *key)  # for the lag that it reports
         await receive(message)
-        while await connection.execute(DELETE_SLICE, *key, message["id"]) == f"DELETE {DELETE_ROWS}":
-            pass
+        while batch := await connection.fetch(SLICE, *key, message["id"]):
+            await connection.execute(DELETE, [row["id"] for row in batch])
     return True
 
 
