@@ -25,7 +25,7 @@ GRAPHILE = System(
     program=WORKERS / "graphile_worker.mjs",
     settings=(
         Settings("defaults", 5_000),
-        Settings("tuned", 100_000, tuned(500), "its page on performance, the configuration of its quick stats"),
+        Settings("tuned", 50_000, tuned(500), "its page on performance, the configuration of its quick stats"),
         Settings("tuned further", 100_000, tuned(5_000), "the same with the size of the local queue found by trying"),
     ),
     statements=Statements(
