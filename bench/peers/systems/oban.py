@@ -20,7 +20,7 @@ OBAN = System(
     environment=PythonEnvironment("oban", minimum=(3, 12)),
     program=WORKERS / "oban_worker.py",
     settings=(
-        Settings("defaults", 10_000, {"queue": 10}, "the limit of its first example"),
+        Settings("defaults", 10_000, {"queue": 10}, "the limit that the examples of its guide on queues have"),
         Settings(
             "tuned",
             20_000,

@@ -27,7 +27,7 @@ PGBOSS = System(
                 "queue": {"notify": True},
                 "work": {"batchSize": 1_000, "burstWhenBatchFull": True},
             },
-            "its pages on workers and queues; batchSize by trying",
+            "the documentation of its types; batchSize by trying",
         ),
     ),
     statements=Statements(

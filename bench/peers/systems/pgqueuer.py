@@ -26,8 +26,7 @@ PGQUEUER = System(
             "tuned",
             50_000,
             {"batch_size": 250, "uvloop": True, "autovac": True},
-            "its guide on performance tuning (batch_size for short jobs, pgq autovac), its benchmark (uvloop); "
-            "batch_size by trying",
+            "its guide on performance tuning (batch_size for short jobs, pgq autovac); number and uvloop by trying",
         ),
     ),
     statements=Statements(
