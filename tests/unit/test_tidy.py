@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = sorted((ROOT / "outboxd").rglob("*.py"))
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
-PYTHON = [*PACKAGE, *TESTS, *(ROOT / "bench").rglob("*.py"), *(ROOT / "examples").rglob("*.py")]
+BENCH = [path for path in (ROOT / "bench").rglob("*.py") if ".peers" not in path.parts]  # what peers are installed in
+PYTHON = [*PACKAGE, *TESTS, *BENCH, *(ROOT / "examples").rglob("*.py")]
 SQL = sorted((ROOT / "outboxd").rglob("*.sql"))
 
 FUNCTION_LINES_MAX = 60

@@ -1,0 +1,215 @@
+"""
+outboxd beside its peers: throughput, the same while a snapshot is held, and the latency of single messages.
+
+All run in turn on one embedded PostgreSQL with default durability, each in a database of its own, so the ratios mean
+something where absolute numbers do not. See `bench/README.md` for the method and for results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import asyncpg
+
+from bench.peers.install import UnavailableError
+from bench.peers.measure import Bench, open_bench
+from bench.peers.process import FailedError
+from bench.peers.results import Measured, Run, table
+from bench.peers.system import Entry, System, entries
+from bench.peers.systems import SYSTEMS
+from outboxd.embedded import embedded_postgres
+
+T = TypeVar("T")
+
+SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": 200}
+HELD_TIMES = 3
+HELD_ROUNDS = 5
+LATENCY_MESSAGES = 500
+TROUBLE = (FailedError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Amounts:
+    """How much is measured."""
+
+    rounds: int
+    held_times: int
+    held_rounds: int
+    messages: int
+    """Single messages of a round; fewer where they would take longer than `messages_s`."""
+    messages_s: float
+    jobs_max: int
+    warm_up_rounds: int = 1
+
+    def jobs(self, entry: Entry) -> int:
+        return min(entry.settings.jobs, self.jobs_max)
+
+
+class Runner:
+    """All entries taking turns, and what came of each; `save` is called whenever all have had theirs."""
+
+    def __init__(self, run: Run, amounts: Amounts, save: Callable[[Run], None]) -> None:
+        self.run = run
+        self.amounts = amounts
+        self._save = save
+        self._lines: list[tuple[Bench, Measured]] = []
+        self._given_up: set[tuple[str, str]] = set()
+        """Entries and measures that failed: to wait for them again would only take time from the others."""
+
+    async def open(self, chosen: list[Entry], dsn: str) -> None:
+        for entry in chosen:
+            measured = _measured(entry, self.amounts.jobs(entry))
+            self.run.measured.append(measured)
+            try:
+                self._lines.append((await open_bench(entry, dsn), measured))
+            except TROUBLE as exc:
+                _fail(measured, "set-up", exc)
+
+    async def measure(self) -> None:
+        """Round 0 only warms caches: it is not counted."""
+        for number in range(1 - self.amounts.warm_up_rounds, self.amounts.rounds + 1):
+            for bench, measured in self._lines:
+                await self._throughput(bench, measured, number)
+                if bench.entry.settings.latency and bench.entry.load.name == "W1":
+                    await self._latency(bench, measured, number)
+            self._save(self.run)
+        for _ in range(self.amounts.held_times):
+            for bench, measured in self._lines:
+                if bench.entry.settings.held and bench.entry.load.name == "W1":
+                    await self._held(bench, measured)
+            self._save(self.run)
+
+    async def close(self) -> None:
+        for bench, _ in self._lines:
+            await bench.close()
+
+    async def _throughput(self, bench: Bench, measured: Measured, number: int) -> None:
+        speed = await self._tried(measured, "throughput", bench, lambda: bench.throughput(measured.jobs))
+        if speed is not None and number:
+            measured.jobs_s.append(speed)
+            _say(f"round {number}: {bench.entry.key}: {speed:,.0f} jobs/s")
+
+    async def _latency(self, bench: Bench, measured: Measured, number: int) -> None:
+        messages, seconds = self.amounts.messages, self.amounts.messages_s
+        found = await self._tried(measured, "latency", bench, lambda: bench.latency(messages, seconds))
+        if found and number:
+            measured.latency_ms += [ran for ran, _ in found]
+            measured.commit_ms += [commit for _, commit in found]
+            middle = statistics.median(ran for ran, _ in found)
+            _say(f"round {number}: {bench.entry.key}: {middle:.1f} ms, median of {len(found)} messages")
+
+    async def _held(self, bench: Bench, measured: Measured) -> None:
+        rounds = self.amounts.held_rounds
+        found = await self._tried(measured, "held snapshot", bench, lambda: bench.held(measured.jobs, rounds))
+        if found:
+            measured.held_jobs_s.append(found)
+            _say(f"snapshot held: {bench.entry.key}: {', '.join(f'{speed:,.0f}' for speed in found)} jobs/s")
+
+    async def _tried(self, measured: Measured, what: str, bench: Bench, work: Callable[[], Awaitable[T]]) -> T | None:
+        """Return None where a system fails: it is named, that measure of it given up, and the others go on."""
+        if (measured.key, what) in self._given_up:
+            return None
+        try:
+            return await work()
+        except TROUBLE as exc:
+            self._given_up.add((measured.key, what))
+            _fail(measured, what, exc)
+            await bench.clear()
+            return None
+
+
+def _measured(entry: Entry, jobs: int) -> Measured:
+    environment = entry.system.environment
+    return Measured(
+        key=entry.key,
+        system=entry.system.name,
+        version=environment.version(entry.system.package) if entry.system.package else "",
+        language=environment.language,
+        settings=entry.settings.name,
+        values=dict(entry.settings.values),
+        documented=entry.settings.documented,
+        load=entry.load.name,
+        jobs=jobs,
+    )
+
+
+def _fail(measured: Measured, what: str, exc: BaseException) -> None:
+    measured.errors.append(f"{what}: {exc}")
+    _say(f"{measured.key}: {measured.errors[-1]}")
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
+    """Return the systems that can be run here, and why the others cannot."""
+    able, left_out = [], {}
+    for system in systems:
+        _say(f"installing {system.name}")
+        try:
+            system.environment.install()
+            able.append(system)
+        except UnavailableError as exc:
+            left_out[system.name] = str(exc)
+            _say(f"{system.name} is left out: {exc}")
+    return able, left_out
+
+
+async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
+    able, left_out = install(systems)
+    machine = f"{os.cpu_count()} processors, Python {platform.python_version()}"
+    async with embedded_postgres(settings=SERVER) as dsn:
+        connection = await asyncpg.connect(dsn)
+        version = await connection.fetchval("SHOW server_version")
+        await connection.close()
+        run = Run(machine, version, amounts.rounds, (os.getloadavg()[0], 0.0), left_out=left_out)
+        runner = Runner(run, amounts, save)
+        await runner.open(entries(able), dsn)
+        try:
+            await runner.measure()
+        finally:
+            await runner.close()
+    run.load_average = (run.load_average[0], os.getloadavg()[0])
+    return run
+
+
+def main() -> None:
+    keys = list(dict.fromkeys(system.key for system in SYSTEMS))
+    parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(keys)}; default: all")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="one round of at most 1,000 jobs: does everything work?")
+    parser.add_argument("--json", type=Path, help="write the figures of every round to this file")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(keys):
+        parser.error(f"no such system: {', '.join(sorted(unknown))}")
+    chosen = [system for system in SYSTEMS if not options.names or system.key in {"outboxd", *options.names}]
+    messages = LATENCY_MESSAGES // max(1, options.rounds)
+    amounts = Amounts(
+        options.rounds, min(options.rounds, HELD_TIMES), HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000
+    )
+    if options.quick:
+        amounts = Amounts(1, held_times=1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0)
+
+    def save(run: Run) -> None:
+        if options.json:
+            options.json.write_text(json.dumps(dataclasses.asdict(run), indent=2))
+
+    run = asyncio.run(measure(chosen, amounts, save))
+    save(run)
+    print(table(run))
+
+
+if __name__ == "__main__":
+    main()

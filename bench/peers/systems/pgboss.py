@@ -1,0 +1,47 @@
+"""pg-boss."""
+
+from __future__ import annotations
+
+from bench.peers.install import NodeEnvironment
+from bench.peers.system import WORKERS, Settings, Statements, System
+
+# Its documentation on SQL leaves everything but the name and the data to the table; NOTIFY is what its own insert adds.
+INSERT = "INSERT INTO pgboss.job (name, data) SELECT 'bench', jsonb_build_object('n', n) FROM {source}"
+WAKE = """
+SELECT pg_notify('pgboss_' || left(encode(sha224('pgboss'::bytea), 'hex'), 24), 'bench')
+FROM pgboss.queue WHERE name = 'bench' AND notify
+"""
+PGBOSS = System(
+    key="pgboss",
+    name="pg-boss",
+    package="pg-boss",
+    environment=NodeEnvironment(),
+    program=WORKERS / "pgboss_worker.mjs",
+    settings=(
+        Settings("defaults", 3, documented="its page on workers: one job every two seconds", pause_s=2.0),
+        Settings(
+            "tuned",
+            100_000,
+            {
+                "instance": {"useListenNotify": True},
+                "queue": {"notify": True},
+                "work": {"batchSize": 1_000, "burstWhenBatchFull": True},
+            },
+            "the documentation of its types; batchSize by trying",
+        ),
+    ),
+    statements=Statements(
+        fill=INSERT.replace("{source}", "generate_series(1, {jobs}) AS n") + ";" + WAKE,
+        enqueue=f"WITH job AS ({INSERT.format(source='(SELECT $1::bigint AS n)')}) {WAKE}",
+        base="SELECT now()",
+        undone="""
+            SELECT EXISTS (
+                SELECT FROM pgboss.job
+                WHERE name = 'bench' AND state < 'active' AND NOT blocked AND created_on > $1
+                ORDER BY priority, created_on DESC LIMIT 1
+            ) OR EXISTS (SELECT FROM pgboss.job WHERE name = 'bench' AND state = 'active')
+        """,
+        left="SELECT count(*) FROM pgboss.job WHERE state <> 'completed'",
+        vacuum="pgboss.job",
+    ),
+)
