@@ -118,10 +118,6 @@ class Branch:
             reader.started(turn)
             scheduler.started(turn)
 
-        def over(turn: Turn) -> None:
-            if pipeline.drain.queue.is_empty and reader.is_idle:
-                scheduler.lead_on(turn)
-
         self.source_session = source_session(pipeline.dsn, name=f"source {self.config.name}")
         lane = Lane(
             self.outbox,
@@ -129,7 +125,6 @@ class Branch:
             Sources(self.config.name, table, pipeline.config.schema, self.source_session),
             discard_unhandled=self.config.on_unhandled == "discard",
             on_started=started,
-            on_over=over,
         )
         self.lane = lane
         reader = Reader(lane, pipeline.drain, scheduler, live)

@@ -80,17 +80,12 @@ class Holder(Protocol):
 
 
 class Claim(msgspec.Struct, eq=False):
-    """
-    A shard that this process has locked.
-
-    `again` is a candidate that was found while the claim was held; `turns` are those that are not settled or given up.
-    """
+    """A shard that this process has locked. `again` is a candidate that was found while the claim was held."""
 
     shard: ShardKey
     lock_key: int
     session: Holder
     again: Candidate | None = None
-    turns: int = 1
 
     def is_usable(self, now: float) -> bool:
         """Whether a delivery may start on this claim at *now* (monotonic seconds)."""

@@ -131,7 +131,7 @@ class Drain:
                 seen = moment
                 off = self._live.switches.categories
                 if self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at):
-                    turn.unfinished, turn.last_id = True, None
+                    turn.unfinished = True
                     return
             if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
                 continue
@@ -154,7 +154,6 @@ class Drain:
 
     async def _drain_prepared(self, lane: Lane, turn: Turn) -> None:
         """Count each delivery as a failure before it starts: if it kills us, it has pushed itself back (I9)."""
-        turn.last_id = None
         ends_at = time.monotonic() + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
         for number, group in enumerate(turn.groups):

@@ -25,7 +25,6 @@ class Lane:
         sources: Reads rows for model receivers.
         discard_unhandled: Retire messages of a known category without receiver, instead of failing them.
         on_started: Called when a drainer takes a turn.
-        on_over: Called when it has come to its end, before that is settled.
     """
 
     def __init__(
@@ -36,14 +35,12 @@ class Lane:
         *,
         discard_unhandled: bool,
         on_started: Callable[[Turn], None],
-        on_over: Callable[[Turn], None],
     ) -> None:
         self.outbox = outbox
         self.settler = settler
         self.sources = sources
         self.discard_unhandled = discard_unhandled
         self.on_started = on_started
-        self.on_over = on_over
         self._closed: asyncio.Event | None = None
         self._turns_in_progress = 0
 
@@ -71,7 +68,6 @@ class Lane:
     def end(self, turn: Turn) -> None:
         """Note that a turn is over."""
         self._turns_in_progress -= 1
-        self.on_over(turn)
         self.settler.finish(turn)
         if self._closed is not None and not self._turns_in_progress:
             self._closed.set()
@@ -111,11 +107,6 @@ class Queue:
         if turns:
             self._turns[lane] = turns  # behind the others
         return turn
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no turn waits."""
-        return not self._turns
 
     def wants_drainer(self, lane: Lane) -> bool:
         """Whether turns of this outbox wait for nothing but a drainer."""

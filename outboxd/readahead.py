@@ -64,11 +64,6 @@ class Reader:
         self._row_weight = 1.0
         self._kick = asyncio.Event()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no claim waits to be read."""
-        return not self._unread
-
     def put(self, claim: Claim, candidate: Candidate) -> None:
         """Take a claim to be read."""
         self._unread.append((claim, candidate))
@@ -201,6 +196,5 @@ class Reader:
         weight = len(rows) + characters // CHARACTERS_PER_WEIGHT
         self._row_weight = weight / len(rows)
         self._weight_ahead += weight
-        last_id = rows[-1][ID] if cut and not failures else None
-        turn = Turn(claim, *self._lane.outbox.identity_of(claim.shard), groups, weight, cut, last_id)
+        turn = Turn(claim, *self._lane.outbox.identity_of(claim.shard), groups, weight, cut)
         self._drain.queue.put(self._lane, turn)

@@ -174,19 +174,6 @@ class Scheduler:
         if self._ahead <= self._kick_at:
             self._kick.set()
 
-    def lead_on(self, turn: Turn) -> None:
-        """Go on with a deep shard at once, under the same claim, while what was delivered is settled."""
-        claim, live = turn.claim, self._live
-        if turn.last_id is None or turn.failed or turn.unreadable or turn.interrupted or live.prepared or live.stopping:
-            return
-        candidate = Candidate(claim.shard, claim.lock_key, None, turn.last_id)
-        is_free = not self._found and not self._revisit and claim.is_usable(time.monotonic())
-        if is_free and self._may_claim(candidate, live.switches):
-            turn.unfinished = False
-            claim.turns += 1
-            self._ahead += 1
-            self._on_claimed(claim, candidate)
-
     def settled(self, turn: Turn) -> None:
         """Take back the claim of a turn that is over, with everything of it committed."""
         claim = turn.claim
@@ -236,10 +223,8 @@ class Scheduler:
         self._kick.set()
 
     def _give_back(self, claim: Claim) -> None:
-        claim.turns -= 1
-        if not claim.turns:
-            self._releasing.append(claim)
-            self._kick.set()
+        self._releasing.append(claim)
+        self._kick.set()
 
     async def let_go(self) -> None:
         """Release every claim, at the end of a scheduler whose table is not what it was."""

@@ -94,7 +94,6 @@ class Turn(msgspec.Struct, eq=False):
         groups: What is to be delivered, in order.
         weight: What the turn holds in memory, as the reader measures it.
         unfinished: The shard may hold more than was read or delivered.
-        last_id: Where more than was read may lie behind: its last message. None: not all that was read is delivered.
         failed: A delivery failed.
         unreadable: A delivery could not even be tried.
         interrupted: The turn did not come to its own end.
@@ -118,7 +117,6 @@ class Turn(msgspec.Struct, eq=False):
     groups: list[Group]
     weight: int
     unfinished: bool
-    last_id: int | None = None
     failed: bool = False
     unreadable: bool = False
     interrupted: bool = False

@@ -258,9 +258,7 @@ class _Drain:
         self._settler.gives_up = True
         discards = flushed.config.on_unhandled == "discard"
         sources = seat.sources_of(flushed)
-        self._lane = Lane(
-            self._outbox, self._settler, sources, discard_unhandled=discards, on_started=_nothing, on_over=_nothing
-        )
+        self._lane = Lane(self._outbox, self._settler, sources, discard_unhandled=discards, on_started=_nothing)
         self._turns = Drain(live, Delivery(live))
 
     def problem_of(self, left: set[int]) -> Problem:
