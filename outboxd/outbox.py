@@ -234,12 +234,20 @@ class Outbox:
             ids: Messages that were read before their receiver ran.
             delivered: Objects among them that had a known failure.
         """
-        if not delivered:
-            await self._fetch(self.settling, "delete_messages", _array_text(ids))
-            return
-        async with self.settling.transaction(f"delete_messages on outbox {self.name}") as fetch:
-            await fetch(self._sql["delete_messages"], _array_text(ids))
-            await fetch(self._sql["clear_failures"], self.name, *self._failure_keys(delivered))
+        doing, statement, text = (
+            f"delete_messages on outbox {self.name}",
+            self._sql["delete_messages"],
+            _array_text(ids),
+        )
+        gone = 0
+        if delivered:
+            async with self.settling.transaction(doing) as fetch:
+                await fetch(statement, text)
+                await fetch(self._sql["clear_failures"], self.name, *self._failure_keys(delivered))
+        else:
+            gone = await self.settling.execute(doing, statement, text)
+        if gone < len(ids):  # a row that was updated meanwhile has moved away from its address, and would come again
+            await self.settling.execute(doing, statement, text)
 
     async def clear_failures(self, objects: Sequence[ShardObject]) -> None:
         """Forget failures of objects whose messages are gone."""

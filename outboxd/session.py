@@ -297,6 +297,14 @@ class Session:
         async with self._guard(doing) as connection:
             return await self._send(connection, statement, *args)
 
+    async def execute(self, doing: str, statement: str, *args: Any) -> int:
+        """Run one statement and tell how many rows it has touched; errors as above."""
+        async with self._guard(doing) as connection:
+            self.round_trips += 1
+            status: str = await connection.execute(statement, *args, timeout=self._timeout_s)
+            self.answered_at = time.monotonic()
+            return int(status.rpartition(" ")[2])
+
     async def fetch_many(self, doing: str, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
         """Run a statement once for each list of arguments, in one transaction and one round trip; errors as above."""
         async with self._guard(doing) as connection:

@@ -244,9 +244,12 @@ class Settler:
         """Write endings that are no deletes, taking out of the batch what is committed."""
         others = [entry for entry in batch if isinstance(entry, Ending)]
         failed = [ending for ending in others if isinstance(ending.outcome, Failed)]
+        # What was refused before goes alone, or it would keep the others waiting for its lock again.
+        failed.sort(key=lambda ending: ending.turn.deferrals)
         others = [ending for ending in others if not isinstance(ending.outcome, Failed)]
         while failed:
-            part, failed = failed[:FAILURES_MAX], failed[FAILURES_MAX:]
+            size = 1 if failed[0].turn.deferrals else sum(not e.turn.deferrals for e in failed[:FAILURES_MAX])
+            part, failed = failed[:size], failed[size:]
             await self._fail(part)
             batch[:] = [*failed, *others]
             self._end(part)
