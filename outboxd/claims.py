@@ -127,7 +127,7 @@ class Claims:
         return time.monotonic() - self._session.answered_at if self._session is not None and self.is_open else math.inf
 
     def place(self) -> tuple[int, int]:
-        """Tell which of how many living daemons this one is, from 0, as it was some seconds ago."""
+        """Tell which of how many daemons of its silo this one is, from 0, as it was some seconds ago."""
         return sum(other < self.worker_id for other in self._others), 1 + len(self._others)
 
     @property
@@ -346,7 +346,9 @@ class Claims:
 
     async def _look_at_others(self, current: ClaimSession) -> list[asyncpg.Record]:
         rows = await self._fetch(current, "living", self.worker_id)
-        self._others = [row[0] for row in rows if "one_shard" not in row[3]]
+        own = self._silo_mode  # those of the other silo drain other outboxes
+        alike = [row for row in rows if row[4] == own or "monolith" in (row[4], own)]
+        self._others = [row[0] for row in alike if "one_shard" not in row[3]]
         return rows
 
     async def _look_for_deaths(self, current: ClaimSession) -> None:

@@ -103,6 +103,7 @@ class Scheduler:
         self._failures = 0
         self._reported: errors.OutboxdError | None = None
         self._logs_turns = _is_debug()
+        self._claimed = 0
         self._share = Share(claims.place if bounded is None else lambda: (0, 1))
         self._ahead = 0
         self._kick_at = 0
@@ -139,7 +140,7 @@ class Scheduler:
                 continue
             if self._is_over():
                 return
-            if self._is_idle() and self._share.take_rest(self.finder.passes, self._live.poll_interval_s):
+            if self._may_take_rest():
                 self.finder.restart()
                 continue
             await self._rest(self._rest_s())
@@ -353,9 +354,13 @@ class Scheduler:
         self._kick.set()
         return False
 
-    def _is_idle(self) -> bool:
-        """Whether all that was found is claimed and begun, and there is nothing to look for yet."""
-        return not self._found and not self._revisit and self._ahead <= 0 and self.finder.due_in_s() > 0
+    def _may_take_rest(self) -> bool:
+        """Whether its own share is begun, so that it may look for what was left to others; not where nothing moves."""
+        if self._found or self._revisit or self._ahead > 0 or self.finder.due_in_s() == 0:
+            return False
+        claimed, self._claimed = self._claimed, self.counters.claimed
+        moves = claimed != self._claimed
+        return moves and self._share.take_rest(self.finder.passes, self._live.poll_interval_s)
 
     def _has_progressed(self) -> bool:
         """Whether a look has finished since the last question, or a receiver is at work inside its timeout."""

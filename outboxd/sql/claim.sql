@@ -65,8 +65,8 @@ DELETE FROM {schema}.worker WHERE died_at < now() - $1::interval
 
 -- name: living
 -- $1 int4          own id, left out
--- returns          id, pid, host, outboxes of every daemon that is not known to be dead
-SELECT id, pid, host, outboxes FROM {schema}.worker WHERE died_at IS NULL AND id <> $1::int4
+-- returns          id, pid, host, outboxes, silo_mode of every daemon that is not known to be dead
+SELECT id, pid, host, outboxes, silo_mode FROM {schema}.worker WHERE died_at IS NULL AND id <> $1::int4
 
 -- name: lock_once
 -- $1 int4          lock class

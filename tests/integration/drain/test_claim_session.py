@@ -17,6 +17,7 @@ from outboxd.live import Live
 from outboxd.load import Loaded
 from outboxd.pipeline import Pipeline
 from tests.drains import (
+    CONTROL,
     REGION,
     Gate,
     Recorder,
@@ -425,3 +426,14 @@ async def test_a_session_that_is_lost_while_an_outbox_begins_to_listen_ends_in_a
             await replica.claims.listen("some_channel", lambda: None)
 
         assert not session.alive
+
+
+async def test_daemons_of_the_other_silo_have_no_place_among_these(database: str) -> None:
+    both = configure(REGION, CONTROL)
+    region, control = (msgspec.structs.replace(both, silo_mode=silo) for silo in ("region", "control"))
+    async with draining(database, Recorder(), region) as first, draining(database, Recorder(), control) as other:
+        await until(lambda: other.claims.place() == (0, 1))
+        async with draining(database, Recorder(), region) as second:
+            assert second.claims.place() == (1, 2)
+            await until(lambda: first.claims.place() == (0, 2))
+        assert other.claims.place() == (0, 1)
