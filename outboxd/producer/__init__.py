@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from typing import TYPE_CHECKING, Any
 
 from outboxd.producer.draft import NewMessage
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["NewMessage", "Producer", "choose_by", "default", "outbox_context", "use"]
 
 _default: Producer | None = None
+_loading = threading.Lock()
 _choose: Callable[[Any, Producer | None], Producer] | None = None
 
 
@@ -71,7 +73,8 @@ def default(connection: Any = None) -> Producer:
     """Return what `outbox_context` uses; loads the configuration at the first call."""
     if _choose is not None:
         return _choose(connection, _default)
-    if _default is None:
-        use(Producer.load())
+    with _loading:  # first contexts of several threads: one producer, or each would have its own connections
+        if _default is None:
+            use(Producer.load())
     assert _default is not None
     return _default

@@ -5,6 +5,7 @@
 -- One for each pair of types that identifiers may be given as. What is given is cast to the column's type, so that the
 -- one for texts serves every table: drivers that send parameters without a type choose that one. Its statements are static, so that
 -- each session plans them once; and only those that it meets, so that a missing table breaks its own outbox only (I14).
+-- It looks for the tables where `migrate` found them, whatever the caller's search_path says.
 CREATE OR REPLACE FUNCTION {schema}.save(
     category text,
     shard_identifier {given_shard},
@@ -13,7 +14,7 @@ CREATE OR REPLACE FUNCTION {schema}.save(
     region_name text DEFAULT NULL,
     headers jsonb DEFAULT NULL,
     outbox text DEFAULT NULL
-) RETURNS bigint LANGUAGE plpgsql AS {tag}
+) RETURNS bigint LANGUAGE plpgsql SET search_path FROM CURRENT AS {tag}
 DECLARE
     known {schema}.category%ROWTYPE;
     wanted text := save.outbox;

@@ -200,3 +200,13 @@ async def test_who_may_write_needs_the_schema_and_the_categories(pair: asyncpg.C
         await pair.execute(f"GRANT USAGE ON SCHEMA outboxd TO {name}; GRANT SELECT ON outboxd.category TO {name}")
         await pair.execute(f"GRANT SELECT, INSERT ON outbox TO {name}")
         assert await save(shop, "'MEMBER', 1, 2") == 1
+
+
+@pytest.mark.parametrize("path", ["''", "elsewhere, public"])
+async def test_it_goes_to_its_outbox_whatever_the_search_path_says(pair: asyncpg.Connection, path: str) -> None:
+    await pair.execute("CREATE SCHEMA elsewhere; CREATE TABLE elsewhere.outbox (LIKE public.outbox INCLUDING ALL)")
+    await pair.execute(f"SET search_path = {path}")
+    number = await save(pair, "'MEMBER', 1, 2")
+    await pair.execute("SET search_path = public")
+
+    assert await remaining(pair) == [number]
