@@ -142,14 +142,18 @@ async def switched_off(connection: asyncpg.Connection, config: Config) -> list[d
 
 async def pauses(connection: asyncpg.Connection, config: Config, ids: Iterable[int]) -> list[dict[str, Any]]:
     """Return rows as `switched_off_query` does, of these pauses."""
-    query = Query(
+    return await fetch(connection, pauses_query(config, ids), "reading pauses")
+
+
+def pauses_query(config: Config, ids: Iterable[int]) -> Query:
+    """Ask for these pauses."""
+    return Query(
         about="",
         statement=_STATEMENTS["pauses"],
         values={"ids": list(ids)},
         names={"switches": switches(config)},
         shard_columns={},
     )
-    return await fetch(connection, query, "reading pauses")
 
 
 def choose_target(

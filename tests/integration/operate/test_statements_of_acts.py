@@ -28,6 +28,7 @@ EVERY_CONDITION = Selection(
 SWITCHED = {
     "switched_off": switching.switches(CONFIG),
     "switched_off_list": switching.switched_off_query(CONFIG),
+    "pauses": switching.pauses_query(CONFIG, [1]),
     "options": setting.options_query(CONFIG, unset_too=True),
     "only": setting.options_query(CONFIG, unset_too=True, only="it's"),
 }
