@@ -3,21 +3,20 @@
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test check format bench clean
+.PHONY: help demo test check format bench bench-quick clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 PYTHON ?=
 ARGS ?=
-# For the second and the third program of make bench; ARGS are for its first.
-BACKFILL_ARGS ?=
-PRODUCE_ARGS ?=
+# For the second program of make bench, which compares with the peers; ARGS are for its first.
+PEERS_ARGS ?=
 # Tests run in two processes, each with servers of its own; WORKERS=0 runs them in one, for a debugger.
 WORKERS ?= 2
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(READY) ## a database, producers and the daemon, to watch it work
 	@$(BIN)/outboxd demo $(ARGS)
@@ -35,10 +34,14 @@ format: $(READY) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-bench: $(READY) ## throughput on this machine
-	@$(BIN)/python bench/drain.py $(ARGS)
-	@$(BIN)/python bench/backfill.py $(BACKFILL_ARGS)
-	@$(BIN)/python bench/produce.py $(PRODUCE_ARGS)
+bench: $(READY) ## every figure of bench/README.md, on this machine: beside the floor, then beside the peers (an hour)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
+	@$(BIN)/python -m bench --to bench/results/latest.json $(ARGS)
+	@$(BIN)/python -m bench.peers --json bench/results/latest-peers.json $(PEERS_ARGS)
+	@$(BIN)/python -m bench.plots bench/results/latest-peers.json
+
+bench-quick: $(READY) ## the figures of the drain with smaller loads, beside the floor, in two minutes
+	@$(BIN)/python -m bench drain finding waiting failing latency several --quick --rounds 2 $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

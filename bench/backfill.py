@@ -7,24 +7,16 @@ numbers do not. See `bench/README.md` for the method and for results.
 
 from __future__ import annotations
 
-import argparse
-import asyncio
 import contextlib
-import dataclasses
-import json
-import os
-import platform
-import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
+import psutil
 
-from outboxd import backfill, log
+from bench.figures import Series, Table
+from outboxd import backfill
 from outboxd.backfill import Backfill
 from outboxd.config import BackfillConfig, CategoryConfig, Config, ModelConfig, OutboxConfig, ScopeConfig
 from outboxd.embedded import embedded_postgres
@@ -34,6 +26,8 @@ from outboxd.watermark import State
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from bench.options import Options
 
 UNLIMITED = 100_000_000
 SPARSE_ROWS = 10_000
@@ -61,21 +55,9 @@ SELECT 0, organization_id, 1, id FROM member
 """
 
 
-@dataclasses.dataclass
-class Figures:
-    """One entry a round: rows/s of both and their ratio; resident memory of this process before and after, in MB."""
-
-    floor_rows_s: list[float] = dataclasses.field(default_factory=list)
-    backfill_rows_s: list[float] = dataclasses.field(default_factory=list)
-    ratio: list[float] = dataclasses.field(default_factory=list)
-    resident_before_mb: list[float] = dataclasses.field(default_factory=list)
-    resident_after_mb: list[float] = dataclasses.field(default_factory=list)
-
-
 def resident_mb() -> float:
     """Tell how much memory this process holds now."""
-    listed = subprocess.run(["ps", "-o", "rss=", "-p", str(os.getpid())], check=True, capture_output=True, text=True)
-    return int(listed.stdout) / 1024
+    return float(psutil.Process().memory_info().rss) / 1e6
 
 
 @contextlib.asynccontextmanager
@@ -127,23 +109,39 @@ async def measure_backfill(connection: asyncpg.Connection, context: Backfill, ro
     return seconds
 
 
-async def measure(connection: asyncpg.Connection, dsn: str, rows: int, rounds: int) -> Figures:
-    figures = Figures()
-    await connection.execute(CREATE.format(table="member") + ";" + FILL.format(table="member", rows=rows, step=1))
-    await connection.execute("VACUUM (ANALYZE) member")
-    async with walking(dsn, "member") as context:
-        for number in range(rounds + 1):
-            floor_s = await measure_floor(connection, rows)
-            before_mb = resident_mb()
-            backfill_s = await measure_backfill(connection, context, rows)
-            if number:  # the first round only warms caches and connections
-                figures.resident_before_mb.append(before_mb)
-                figures.resident_after_mb.append(resident_mb())
-                figures.floor_rows_s.append(rows / floor_s)
-                figures.backfill_rows_s.append(rows / backfill_s)
-                figures.ratio.append(floor_s / backfill_s)
-                print(f"round {number}: ratio {figures.ratio[-1]:.2f}", file=sys.stderr)
-    return figures
+async def measure(options: Options) -> list[Table]:
+    """Let the backfill take turns with its floor; then count the batches of a walk over wide gaps."""
+    rows = options.scaled(1_000_000)
+    table = Table(
+        "Backfill",
+        f"{rows:,} source rows, beside one INSERT ... SELECT; and {SPARSE_ROWS:,} rows with ids up to"
+        f" {SPARSE_ROWS * SPARSE_STEP:,}, in batches of {SPARSE_BATCH_ROWS:,}.",
+        [
+            Series("floor, rows/s"),
+            Series("backfill, rows/s"),
+            Series("backfill / floor", 2, at_least=0.8),
+            Series("resident memory before, MB", 1),
+            Series("resident memory after, MB", 1),
+            Series("batches of the sparse walk", at_most=SPARSE_ROWS // SPARSE_BATCH_ROWS + 1),
+        ],
+    )
+    async with embedded_postgres(settings={"shared_buffers": "1GB", "max_wal_size": "8GB"}) as dsn:
+        connection = await asyncpg.connect(dsn)
+        await migrate(connection, msgspec.structs.replace(CONFIG, silo_mode="monolith"))
+        batches = await count_batches(connection, dsn)
+        await connection.execute(CREATE.format(table="member") + ";" + FILL.format(table="member", rows=rows, step=1))
+        await connection.execute("VACUUM (ANALYZE) member")
+        async with walking(dsn, "member") as context:
+            for number in range(options.rounds + 1):
+                floor_s = await measure_floor(connection, rows)
+                before_mb = resident_mb()
+                backfill_s = await measure_backfill(connection, context, rows)
+                if number:  # the first round only warms caches and connections
+                    rates = (rows / floor_s, rows / backfill_s)
+                    table.add(*rates, floor_s / backfill_s, before_mb, resident_mb(), batches)
+                    options.say(f"backfill: round {number}, {floor_s / backfill_s:.2f} of the floor")
+        await connection.close()
+    return [table]
 
 
 async def count_batches(connection: asyncpg.Connection, dsn: str) -> int:
@@ -159,52 +157,3 @@ async def count_batches(connection: asyncpg.Connection, dsn: str) -> int:
             batches, has_more = batches + 1, batch is not None and batch.has_more
     await check(connection, "outbox_backfilled", SPARSE_ROWS)
     return batches
-
-
-async def run(rows: int, rounds: int) -> tuple[Figures, int]:
-    async with embedded_postgres(settings={"shared_buffers": "1GB", "max_wal_size": "8GB"}) as dsn:
-        connection = await asyncpg.connect(dsn)
-        await migrate(connection, msgspec.structs.replace(CONFIG, silo_mode="monolith"))
-        figures = await measure(connection, dsn, rows, rounds)
-        batches = await count_batches(connection, dsn)
-        await connection.close()
-    return figures, batches
-
-
-def report(rows: int, figures: Figures, batches: int) -> str:
-    lines = [
-        f"{rows:,} source rows; default durability; Python {platform.python_version()}",
-        f"{'':34}{'median':>12}{'min':>12}{'max':>12}",
-    ]
-    for label, values, digits in (
-        ("floor, rows/s", figures.floor_rows_s, 0),
-        ("backfill, rows/s", figures.backfill_rows_s, 0),
-        ("ratio", figures.ratio, 2),
-        ("resident memory before, MB", figures.resident_before_mb, 1),
-        ("resident memory after, MB", figures.resident_after_mb, 1),
-    ):
-        numbers = (statistics.median(values), min(values), max(values))
-        lines.append(f"{label:34}" + "".join(f"{number:12,.{digits}f}" for number in numbers))
-    lines.append(
-        f"{SPARSE_ROWS:,} rows with ids up to {SPARSE_ROWS * SPARSE_STEP:,}, in batches of {SPARSE_BATCH_ROWS:,}: "
-        f"{batches} batches, the last of which finds nothing more"
-    )
-    return "\n".join(lines)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures of every round to this file")
-    options = parser.parse_args()
-    log.configure("json", "warning")
-    figures, batches = asyncio.run(run(options.rows, options.rounds))
-    print(report(options.rows, figures, batches))
-    if options.json:
-        found = {"rows": options.rows, "sparse_batches": batches, **dataclasses.asdict(figures)}
-        options.json.write_text(json.dumps(found, indent=2))
-
-
-if __name__ == "__main__":
-    main()

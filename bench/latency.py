@@ -1,0 +1,91 @@
+"""W9: from the commit of a single message to its receiver, in a daemon that is idle; with NOTIFY and with polling."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from bench import stage
+from bench.figures import Series, Table
+from outboxd import registry
+
+if TYPE_CHECKING:
+    from bench.options import Options
+
+MESSAGES = 500
+PAUSE_S = 0.03
+INSERT = """
+INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier)
+VALUES (0, $1::int8 % 50, 1, $1::int8) RETURNING id
+"""
+_received_at: dict[int, float] = {}
+
+
+@registry.receiver("ACCOUNT_UPDATE")
+async def look_at_clock(message: Any) -> None:
+    """Note when it came: CLOCK_MONOTONIC is one for all processes."""
+    _received_at[message.id] = time.monotonic()
+
+
+async def measure(options: Options) -> list[Table]:
+    """Write messages one by one in another process, and compare its clock with the receiver's."""
+    messages = options.scaled(MESSAGES, 5)
+    table = Table(
+        "W9",
+        f"{messages} single messages, {1_000 * PAUSE_S:.0f} ms apart on average, from the answer to the COMMIT to the"
+        " receiver; polling every second.",
+        [
+            Series("NOTIFY, p50, ms", 2, at_most=2),
+            Series("NOTIFY, p99, ms", 2, at_most=8),
+            Series("NOTIFY, max, ms", 2),
+            Series("polling, p50, ms"),
+            Series("polling, p99, ms"),
+        ],
+    )
+    async with stage.server() as (dsn, connection):
+        for number in range(1, options.rounds + 1):
+            await connection.execute("ALTER TABLE outbox_drained ENABLE TRIGGER ALL")
+            notified = await _latencies_ms(dsn, connection, messages)
+            await connection.execute("ALTER TABLE outbox_drained DISABLE TRIGGER ALL")
+            polled = await _latencies_ms(dsn, connection, max(100, messages // 5))
+            table.add(*_cuts(notified), max(notified), *_cuts(polled))
+            options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
+    return [table]
+
+
+async def _latencies_ms(dsn: str, connection: asyncpg.Connection, messages: int) -> list[float]:
+    _received_at.clear()
+    async with stage.daemon(dsn, look_at_clock):
+        writer = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "bench.latency", dsn, str(messages), stdout=asyncio.subprocess.PIPE
+        )
+        stdout, _ = await writer.communicate()
+        await stage.until_empty(connection)
+    # A receiver may be quicker than the answer to the COMMIT is read.
+    return [1_000 * max(0.0, _received_at[number] - at) for number, at in json.loads(stdout)]
+
+
+def _cuts(values: list[float]) -> tuple[float, float]:
+    cuts = statistics.quantiles(values, n=100)
+    return cuts[49], cuts[98]
+
+
+async def _write(dsn: str, messages: int) -> None:
+    connection = await asyncpg.connect(dsn)
+    written = []
+    for number in range(messages):
+        await asyncio.sleep(random.uniform(0.5, 1.5) * PAUSE_S)
+        written.append((await connection.fetchval(INSERT, number), time.monotonic()))
+    await connection.close()
+    print(json.dumps(written))
+
+
+if __name__ == "__main__":
+    asyncio.run(_write(sys.argv[1], int(sys.argv[2])))

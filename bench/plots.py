@@ -1,0 +1,95 @@
+"""`python -m bench.plots`: pictures of what was measured, from the JSON of a run beside the peers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("svg")
+# Texts stay texts, and two runs over the same figures make the same file.
+mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "outboxd", "figure.constrained_layout.use": True})
+
+from matplotlib import pyplot as plt  # noqa: E402  after the choice of the backend
+
+OWN, OTHER = "#c2410c", "#64748b"
+Line = dict[str, Any]
+
+
+def throughput(axes: Any, lines: list[Line]) -> None:
+    """Jobs a second of each system, on a logarithmic scale, with the least and the most of all rounds."""
+    lines = sorted((line for line in lines if line["jobs_s"]), key=lambda line: statistics.median(line["jobs_s"]))
+    medians = [statistics.median(line["jobs_s"]) for line in lines]
+    below = [median - min(line["jobs_s"]) for median, line in zip(medians, lines, strict=True)]
+    above = [max(line["jobs_s"]) - median for median, line in zip(medians, lines, strict=True)]
+    axes.barh(range(len(lines)), medians, xerr=(below, above), color=[_color(line) for line in lines], capsize=2)
+    axes.set_yticks(range(len(lines)), [_name(line) for line in lines])
+    for place, median in enumerate(medians):
+        axes.text(median, place + 0.3, f"{median:,.0f}", va="center", fontsize=7)
+    axes.set_xscale("log")
+    axes.set_xlabel("rows or jobs a second, median of all rounds; least and most")
+
+
+def held_snapshot(axes: Any, lines: list[Line]) -> None:
+    """Speed round by round behind a held snapshot, the first round being 1."""
+    for line in lines:
+        rounds = line["held_jobs_s"]
+        if len(rounds) > 1:
+            shares = [each / rounds[0] for each in rounds]
+            axes.plot(range(1, len(shares) + 1), shares, marker="o", label=_name(line), color=_color(line, None))
+    axes.set_xticks(range(1, 1 + max((len(line["held_jobs_s"]) for line in lines), default=1)))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("round, while another session holds a snapshot from before")
+    axes.set_ylabel("speed, of that in round 1")
+    axes.legend(fontsize=6)
+
+
+def latency(axes: Any, lines: list[Line]) -> None:
+    """Which share of single messages was with its handler after so long."""
+    for line in lines:
+        values = sorted(line["latency_ms"])
+        if values:
+            shares = [(number + 1) / len(values) for number in range(len(values))]
+            axes.plot(values, shares, label=_name(line), color=_color(line, None))
+    axes.set_xscale("log")
+    axes.set_xlabel("ms from COMMIT to handler")
+    axes.set_ylabel("share of messages")
+    axes.legend(fontsize=6)
+
+
+PLOTS: dict[str, tuple[Callable[[Any, list[Line]], None], tuple[float, float]]] = {
+    "throughput": (throughput, (8, 5)),
+    "held-snapshot": (held_snapshot, (8, 4)),
+    "latency": (latency, (8, 4)),
+}
+
+
+def _name(line: Line) -> str:
+    return f"{line['system']}, {line['settings']}"
+
+
+def _color(line: Line, other: str | None = OTHER) -> str | None:
+    return OWN if line["system"] == "outboxd" else other
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
+    parser.add_argument(
+        "run", type=Path, help="JSON of `python -m bench.peers --json FILE`; the SVGs are put beside it"
+    )
+    given = parser.parse_args()
+    lines = [line for line in json.loads(given.run.read_text())["measured"] if line["load"] == "W1"]
+    for name, (draw, size) in PLOTS.items():
+        figure, axes = plt.subplots(figsize=size)
+        draw(axes, lines)
+        figure.savefig(given.run.with_name(f"{given.run.stem}-{name}.svg"), metadata={"Date": None})
+        plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""W10: two and four daemons, processes of their own, on one database, beside one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from bench import stage
+from bench.drain import LOADS
+from bench.figures import Series, Table
+from outboxd import log, registry
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from bench.options import Options
+
+DAEMONS = (1, 2, 4)
+KNOWN_S = 3.0
+"""Until daemons know of each other."""
+_received: list[int] = []
+
+
+@registry.receiver("ACCOUNT_UPDATE")
+async def note(message: Any) -> None:
+    """Note what came, so that nothing that comes twice goes unseen."""
+    _received.append(message.id)
+
+
+async def measure(options: Options) -> list[Table]:
+    """Measure from the commit of the rows until the table is empty, all daemons being idle before."""
+    load, _ = LOADS["W1"]
+    table = Table(
+        "W10",
+        f"{load}, by so many daemons; looked at from outside every 5 ms.",
+        [
+            *(Series(f"{count} daemons, rows/s") for count in DAEMONS),
+            Series("2 daemons / 1", 2, at_least=1.0),
+            Series("4 daemons / 1", 2, at_least=1.0),
+            Series("delivered twice", at_most=0),
+        ],
+    )
+    async with stage.server() as (dsn, connection):
+        for number in range(options.rounds + 1):
+            rates, twice = [], 0
+            for count in DAEMONS:
+                await connection.execute("VACUUM (ANALYZE) outbox_drained")
+                async with _daemons(dsn, count) as received:
+                    await connection.execute(load.fill("outbox_drained"))
+                    started_at = time.perf_counter()
+                    await stage.until_empty(connection)
+                    rates.append(load.rows / (time.perf_counter() - started_at))
+                await stage.require_empty(connection)
+                twice += sum(times - 1 for times in received.values())
+                if len(received) != load.rows:
+                    raise SystemExit(f"{len(received)} of {load.rows} messages were delivered")
+            if number:
+                table.add(*rates, rates[1] / rates[0], rates[2] / rates[0], twice)
+                options.say(f"W10 round {number}: {rates[1] / rates[0]:.2f}, {rates[2] / rates[0]:.2f}")
+    return [table]
+
+
+@contextlib.asynccontextmanager
+async def _daemons(dsn: str, count: int) -> AsyncIterator[Counter[int]]:
+    """Run daemons, each a process; the counter is filled with what they were given when the block has ended."""
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "bench.several",
+            dsn,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=2**24,
+        )
+        for _ in range(count)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        await process.stdout.readline()  # ready
+    if count > 1:
+        await asyncio.sleep(KNOWN_S)
+    received: Counter[int] = Counter()
+    yield received
+    for process in processes:
+        stdout, _ = await process.communicate(b"\n")
+        received.update(map(int, stdout.split()))
+
+
+async def _serve(dsn: str) -> None:
+    log.configure("json", "warning")
+    async with stage.daemon(dsn, note):
+        print("ready", flush=True)
+        await asyncio.to_thread(sys.stdin.readline)
+    print(" ".join(map(str, _received)))
+
+
+if __name__ == "__main__":
+    asyncio.run(_serve(sys.argv[1]))

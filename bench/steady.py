@@ -1,0 +1,123 @@
+"""W8: a steady load from other processes: lag, processor time, WAL, and what is left dead."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+
+from bench import stage
+from bench.figures import Series, Table
+from outboxd import registry
+
+if TYPE_CHECKING:
+    from bench.options import Options
+
+ROWS_S = 2_000
+ROWS_A_TRANSACTION = 10
+PRODUCERS = 4
+SHARDS = 1_000
+INSERT = """
+INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier, payload)
+SELECT 0, $1::int8 % {shards}, 1, $1::int8 + i, to_jsonb($2::float8) FROM generate_series(1, {rows}) AS i
+"""
+_lags_s: list[float] = []
+
+
+@registry.receiver("ACCOUNT_UPDATE")
+async def look_at_clock(message: Any) -> None:
+    """Note how long ago the message was written: CLOCK_MONOTONIC is one for all processes."""
+    _lags_s.append(time.monotonic() - message.payload)
+
+
+async def measure(options: Options) -> list[Table]:
+    """Let producers write for a minute, and look at everything that it costs."""
+    seconds = options.scaled(60, 6)
+    table = Table(
+        "W8",
+        f"{PRODUCERS} producers write {ROWS_S:,} rows/s for {seconds} s, {ROWS_A_TRANSACTION} a transaction. Lag is"
+        " from before the INSERT to the receiver, so it has the producer's commit in it.",
+        [
+            Series("delivered, rows/s"),
+            Series("lag p50, ms", 1),
+            Series("lag p99, ms", 1, at_most=50),
+            Series("lag max, ms", 1),
+            Series("CPU of the daemon, s per 10,000 rows", 3),
+            Series("CPU of the database, s per 10,000 rows, INSERTs too", 3),
+            Series("WAL of the drain, bytes a row", 1, at_most=60),
+            Series("dead tuples at the end"),
+        ],
+    )
+    for number in range(1, min(options.rounds, 1 if options.quick else 3) + 1):
+        async with stage.server() as (dsn, connection):
+            inserted_wal = await _wal_of_inserts(dsn, connection, seconds)
+            async with stage.daemon(dsn, look_at_clock):
+                _lags_s.clear()
+                wal, daemon_s = await stage.wal_position(connection), time.process_time()
+                database_s, started_at = await stage.database_cpu_s(connection), time.perf_counter()
+                rows = await _produce(dsn, seconds)
+                await stage.until_empty(connection)
+                passed_s = time.perf_counter() - started_at
+                used = (time.process_time() - daemon_s, await stage.database_cpu_s(connection) - database_s)
+                await asyncio.sleep(1)
+                wal_row = (await stage.wal_position(connection) - wal) / rows - inserted_wal
+            dead = await connection.fetchval(
+                "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'outbox_drained'"
+            )
+        cuts = statistics.quantiles(_lags_s, n=100)
+        lags_ms = [1_000 * lag for lag in (cuts[49], cuts[98], max(_lags_s))]
+        table.add(rows / passed_s, *lags_ms, *(10_000 * each / rows for each in used), wal_row, dead)
+        options.say(f"W8 run {number}: lag p50 {lags_ms[0]:.1f} ms, p99 {lags_ms[1]:.1f} ms")
+    return [table]
+
+
+async def _wal_of_inserts(dsn: str, connection: asyncpg.Connection, seconds: float) -> float:
+    """Bytes of WAL that a row costs its producer, where nobody drains."""
+    wal = await stage.wal_position(connection)
+    rows = await _produce(dsn, seconds / 4)
+    wal_row = (await stage.wal_position(connection) - wal) / rows
+    await connection.execute("TRUNCATE outbox_drained")
+    await connection.execute("VACUUM (ANALYZE) outbox_drained")
+    return wal_row
+
+
+async def _produce(dsn: str, seconds: float) -> int:
+    """Run producers as a process of their own; returns how many rows they have written."""
+    producers = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bench.steady", dsn, str(seconds), stdout=asyncio.subprocess.PIPE
+    )
+    stdout, _ = await producers.communicate()
+    if producers.returncode:
+        raise SystemExit("the producers failed")
+    return int(json.loads(stdout))
+
+
+async def _write(dsn: str, seconds: float) -> None:
+    connections = [await asyncpg.connect(dsn) for _ in range(PRODUCERS)]
+    statement = INSERT.format(shards=SHARDS, rows=ROWS_A_TRANSACTION)
+    written = 0
+    start = time.monotonic()
+
+    async def produce(connection: asyncpg.Connection) -> None:
+        nonlocal written
+        while (now := time.monotonic()) < start + seconds:
+            due = int((now - start) * ROWS_S) - written
+            if due < ROWS_A_TRANSACTION:
+                await asyncio.sleep((ROWS_A_TRANSACTION - due) / ROWS_S)
+                continue
+            written += ROWS_A_TRANSACTION
+            await connection.execute(statement, written, time.monotonic())
+
+    await asyncio.gather(*map(produce, connections))
+    for connection in connections:
+        await connection.close()
+    print(json.dumps(written))
+
+
+if __name__ == "__main__":
+    asyncio.run(_write(sys.argv[1], float(sys.argv[2])))
