@@ -242,9 +242,13 @@ async def test_whether_sessions_are_encrypted_can_be_seen(shop: ShopDatabase) ->
     (block,) = blocks("TLS", "sql")
     async with shop.daemon() as daemon:
         await daemon.wait_for_event("daemon.ready")
+
+        async def all_there() -> bool:  # each session is opened when it is first needed
+            return {"outboxd: claim", "outboxd: find main"} <= {r["application_name"] for r in await shop.fetch(block)}
+
+        _: bool = await eventually(all_there)
         rows = await shop.fetch(block)
 
-    assert {"outboxd: claim", "outboxd: find main"} <= {row["application_name"] for row in rows}
     assert {row["ssl"] for row in rows} == {False}, "this server has no certificate"
 
 
