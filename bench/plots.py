@@ -37,7 +37,7 @@ def throughput(axes: Any, lines: list[Line]) -> None:
 
 def held_snapshot(axes: Any, lines: list[Line]) -> None:
     """Speed round by round behind a held snapshot, the first round being 1."""
-    for line in lines:
+    for line in tuned(lines):
         rounds = line["held_jobs_s"]
         if len(rounds) > 1:
             shares = [each / rounds[0] for each in rounds]
@@ -46,12 +46,12 @@ def held_snapshot(axes: Any, lines: list[Line]) -> None:
     axes.set_ylim(bottom=0)
     axes.set_xlabel("round, while another session holds a snapshot from before")
     axes.set_ylabel("speed, of that in round 1")
-    axes.legend(fontsize=6)
+    _explain(axes)
 
 
 def latency(axes: Any, lines: list[Line]) -> None:
     """Which share of single messages was with its handler after so long."""
-    for line in lines:
+    for line in tuned(lines):
         values = sorted(line["latency_ms"])
         if values:
             shares = [(number + 1) / len(values) for number in range(len(values))]
@@ -59,7 +59,7 @@ def latency(axes: Any, lines: list[Line]) -> None:
     axes.set_xscale("log")
     axes.set_xlabel("ms from COMMIT to handler")
     axes.set_ylabel("share of messages")
-    axes.legend(fontsize=6)
+    _explain(axes)
 
 
 PLOTS: dict[str, tuple[Callable[[Any, list[Line]], None], tuple[float, float]]] = {
@@ -67,6 +67,16 @@ PLOTS: dict[str, tuple[Callable[[Any, list[Line]], None], tuple[float, float]]] 
     "held-snapshot": (held_snapshot, (8, 4)),
     "latency": (latency, (8, 4)),
 }
+
+
+def tuned(lines: list[Line]) -> list[Line]:
+    """Leave out what a system does by default, where all of them in one picture could not be told apart."""
+    return [line for line in lines if line["settings"] not in ("defaults", "polling")]
+
+
+def _explain(axes: Any) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=6)
 
 
 def _name(line: Line) -> str:
