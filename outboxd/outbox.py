@@ -249,10 +249,6 @@ class Outbox:
         if gone < len(ids):  # a row that was updated meanwhile has moved away from its address, and would come again
             await self.settling.execute(doing, statement, text)
 
-    async def clear_failures(self, objects: Sequence[ShardObject]) -> None:
-        """Forget failures of objects whose messages are gone."""
-        await self._fetch(self.settling, "clear_failures", self.name, *self._failure_keys(objects))
-
     async def undo_prepared(
         self, ids: list[int], subject: ShardObject, known: KnownFailure | None, *, moved_to: Instant
     ) -> None:
@@ -313,6 +309,8 @@ class Outbox:
         return await session.fetch(f"{statement} on outbox {self.name}", self._sql[statement], *args)
 
     async def _fetch_many(self, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        if not each:
+            return []
         return await self.failing.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
 
     def _arrays(self, shards: Sequence[ShardKey]) -> list[list[Any]]:

@@ -159,7 +159,7 @@ class Settler:
         Returns:
             What was written; None when somebody else moved the messages meanwhile.
         """
-        [delay] = await self._next_delays([group])
+        [delay] = await self._next_delays([group], [None])
         if delay is None:
             return None
         [(attempts, moved_to)] = await self._outbox.prepare_next_from_shards(
@@ -226,19 +226,21 @@ class Settler:
     async def _delete(self, batch: list[Entry]) -> None:
         """Delete what was delivered, and hand on the other endings: a shard's deletes go before its failure."""
         done = [entry for entry in batch if isinstance(entry, Delivered)]
+        others = [entry for entry in batch if isinstance(entry, Ending)]
         if done:
             ids = [i for entry in done for i in entry.ids]
             known = [subject_of(e.turn, g) for e in done for g in e.groups if g.known is not None or g.is_counted]
             await self._outbox.delete_messages(ids, known)
+            batch[:] = others  # what is committed is not set aside, whatever happens next
             for entry in done:
                 self._count(entry.turn, entry.category, entry.calls, entry.row_count)
                 self._settled(entry)
             self._live.beat()
             observe(self._outbox.name, self.meter, done)
-        self._others += [entry for entry in batch if isinstance(entry, Ending)]
-        if self._others:
-            self._others_arrived.set()
         batch.clear()
+        if others:
+            self._others += others
+            self._others_arrived.set()
 
     async def _write_others(self, batch: list[Entry]) -> None:
         """Write endings that are no deletes, taking out of the batch what is committed."""
@@ -317,13 +319,14 @@ class Settler:
 
         In prepared mode the failure is counted already, and its delay known.
         """
-        asked = [_retry_later_s(ending) for ending in endings]
-        delays = await self._next_delays([ending.group for ending in endings], asked)
+        asked = {id(each): _retry_later_s(each) for each in endings}
+        unknown = [each for each in endings if each.prepared is None or asked[id(each)] is not None]
+        found = await self._next_delays([each.group for each in unknown], [asked[id(each)] for each in unknown])
+        delays = dict(zip(map(id, unknown), found, strict=True))
         failures: list[Failure | None] = []
-        for ending, delay, own in zip(endings, delays, asked, strict=True):
+        for ending in endings:
             turn, group, prepared = ending.turn, ending.group, ending.prepared
-            if prepared is not None and own is None:
-                delay = prepared.delay
+            delay = delays.get(id(ending), None if prepared is None else prepared.delay)
             if delay is None:
                 failures.append(None)
                 continue
@@ -332,9 +335,7 @@ class Settler:
             failures.append(failure_of(turn, group, _error(ending), delay, only_ids, prepared))
         return failures
 
-    async def _next_delays(
-        self, groups: list[Group], asked: Sequence[float | None] = (None,)
-    ) -> list[dt.timedelta | None]:
+    async def _next_delays(self, groups: list[Group], asked: Sequence[float | None]) -> list[dt.timedelta | None]:
         """Tell the delays before the next tries, by each group's lowest message as read; None when that is gone."""
         scheduled_from = await self._outbox.read_scheduled_from([group.oldest[ID] for group in groups])
         delays: list[dt.timedelta | None] = []

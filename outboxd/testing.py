@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from outboxd import errors, load, registry
 from outboxd.pipeline import Pipeline
+from outboxd.producer.context import is_inside
 
 if TYPE_CHECKING:
     from outboxd.model import Failed, Message
@@ -46,12 +47,15 @@ async def outbox_runner(
 
     Raises:
         OutboxFlushError: A receiver raised; bears the message, which stays in the outbox. The first one, if many.
+        OutboxContextError: The block ends inside an `outbox_context`.
         OutboxRecursionLimitError: After ten rounds receivers were still writing messages.
         ConfigError, SchemaError, StoreUnavailable: As for the daemon.
     """
     loaded = load.load(Path(config) if config is not None else None, overrides={"dsn": dsn, "session_dsn": dsn})
     loaded.config.require_outboxes()
     yield
+    if is_inside():
+        raise errors.OutboxContextError("outbox_runner inside an outbox_context: what it wrote is not committed yet")
     functions = registry.load_receivers(loaded.config.receivers.modules, loaded.folder)
     built = registry.build(loaded.config, functions + [f for f in receivers or [] if f not in functions])
     pipeline = Pipeline(loaded.config, built, lambda: load.session_dsn(loaded), bounded=True, rounds_max=ROUNDS_MAX)

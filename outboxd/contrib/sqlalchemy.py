@@ -73,8 +73,9 @@ class Producing:
 
 
 class _Seen(NamedTuple):
-    """An object in a flush: what wrote its row, where it was before, and its message if it is gone by the end."""
+    """An object in a flush: who wrote its row, where it was before, and its message if it is gone by the end."""
 
+    says: Producing
     connection: Connection
     target: object
     before: dict[str, Any]
@@ -145,7 +146,7 @@ def _on_insert(says: Producing, mapper: Mapper[Any], connection: Connection, tar
     replaced = None if session is None else session.identity_map.get(mapper.identity_key_from_instance(target))
     if replaced is not None:  # deleted in the same flush: the unit of work makes one UPDATE of both, and no more events
         _on_delete(says, mapper, connection, replaced)
-    _note(target, _Seen(connection, target, {}, None))
+    _note(target, _Seen(says, connection, target, {}, None))
 
 
 def _on_update(says: Producing, _mapper: object, connection: Connection, target: Any) -> None:
@@ -153,12 +154,12 @@ def _on_update(says: Producing, _mapper: object, connection: Connection, target:
     session = object_session(target)
     if session is None or not (before or _counts(session, says, target)):
         return
-    _note(target, _Seen(connection, target, before, None))
+    _note(target, _Seen(says, connection, target, before, None))
 
 
 def _on_delete(says: Producing, _mapper: object, connection: Connection, target: Any) -> None:
     before = _before(says, target)  # set before the deletion, and never written
-    _note(target, _Seen(connection, target, before, _message(says, target)))
+    _note(target, _Seen(says, connection, target, before, _message(says, target)))
 
 
 def _note(target: object, seen: _Seen) -> None:
@@ -199,9 +200,8 @@ def _write(producer: Producer | None, session: Session, _context: object) -> Non
 
 def _messages(seen: _Seen) -> list[NewMessage]:
     """Return the message about an object where it is, and the one where it was if that is elsewhere."""
-    says: Producing = type(seen.target).__outbox__  # type: ignore[attr-defined]
-    message = seen.last or _message(says, seen.target)
-    was = _message(says, seen.target, seen.before) if seen.before else message
+    message = seen.last or _message(seen.says, seen.target)
+    was = _message(seen.says, seen.target, seen.before) if seen.before else message
     told = [message] if was == message else [was, message]
     # Where it had no shard there was nobody to be told; where it has none, that is an error, unless it is gone.
     return [each for each in told if each.shard_identifier is not None or (each is message and seen.last is None)]

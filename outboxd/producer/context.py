@@ -168,6 +168,10 @@ class OutboxContext:
             self._defer_to_around(self._deferred)
             await self._transaction.rollback()
             return
+        if self._saved and not self._transaction.lasts():
+            with contextlib.suppress(Exception):
+                await self._transaction.rollback()
+            raise errors.OutboxContextError("the transaction of outbox_context was ended inside the block")
         if self._outer is not None:
             await self._commit(self._transaction)
             self._outer._saved += self._saved
@@ -380,6 +384,11 @@ def _error(producer: Producer, problem: Unflushed, batches: list[Batch]) -> erro
         own = next(b for b in batches if b.table.oid == flushed.table.oid and flushed.ids[0] in b.ids)
         message = producer.message_of(own, flushed.ids[0])
     return errors.OutboxFlushError(problem.error, message)
+
+
+def is_inside() -> bool:
+    """Whether a transaction of ours is open around."""
+    return _with_transaction(_that_is_open(_around.get())) is not None
 
 
 def _with_transaction(around: OutboxContext | None) -> OutboxContext | None:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from outboxd import Message, OutboxFlushError, OutboxRecursionLimitError, RetryLater, receiver
+from outboxd import Message, OutboxContextError, OutboxFlushError, OutboxRecursionLimitError, RetryLater, receiver
 from outboxd.load import load
 from outboxd.migrate import migrate
+from outboxd.producer import Producer
 from outboxd.testing import ROUNDS_MAX, outbox_runner
 
 if TYPE_CHECKING:
@@ -150,3 +151,14 @@ async def test_a_block_that_raises_drains_nothing(config: Path, database: str, c
         await fails()
 
     assert await connection.fetchval("SELECT count(*) FROM outbox") == 1
+
+
+async def test_a_block_that_ends_inside_a_context_is_an_error(
+    config: Path, database: str, connection: asyncpg.Connection
+) -> None:
+    """Nothing of it is committed: a test would see nothing delivered, and pass."""
+    producer = Producer(load(config, environ={"OUTBOX_DSN": database}))
+    async with producer.context(connection) as outbox:
+        with pytest.raises(OutboxContextError, match="not committed yet"):
+            async with outbox_runner(config, dsn=database):
+                await outbox.save("ACCOUNT_UPDATE", shard_identifier=1, object_identifier=1)

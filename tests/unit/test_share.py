@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from outboxd import share as module
 from outboxd.model import Candidate
 from outboxd.share import SHARED_MIN, Share
+
+if TYPE_CHECKING:
+    import pytest
 
 MANY = [Candidate((0, number), 7 * number - 1_000, None) for number in range(3 * SHARED_MIN)]
 
@@ -42,6 +48,16 @@ def test_nothing_is_taken_again_where_nothing_was_left() -> None:
     assert one.take_rest(1, 0.0)
     one.of(MANY, 1)
     assert not one.take_rest(2, 0.0)
+
+
+def test_now_and_then_a_pass_takes_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = share(0, 2)
+    one.of(MANY, 0)
+    one.end_pass(1)
+    assert len(one.of(MANY, 1)) < len(MANY)
+    monkeypatch.setattr(module, "ALL_EVERY_S", 0.0)
+    one.end_pass(2)
+    assert one.of(MANY, 2) == MANY
 
 
 def test_not_all_the_time() -> None:

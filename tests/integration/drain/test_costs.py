@@ -98,7 +98,7 @@ async def use_on_an_empty_table(replica: ByHand, connection: asyncpg.Connection)
         await outbox.read_payload(1)
         await outbox.read_scheduled_from([1])
         await outbox.delete_messages([1])
-        await outbox.clear_failures([((0, 1), 1, 1)])
+        await outbox.delete_messages([1], [((0, 1), 1, 1)])
 
 
 async def prepare_and_undo(outbox: Outbox, message_id: int) -> None:

@@ -80,6 +80,18 @@ class Driver:
                 await self._end(end)
                 blocking.save_many([member()])
 
+    async def end_behind_a_save(self, producer: Producer, end: str) -> None:
+        """Save, then end the transaction inside the block."""
+        context = producer.context(self.target, flush=True)
+        if self.is_async:
+            async with context as outbox:
+                await outbox.save_many([member()])
+                await self._end(end)
+        else:
+            with context as blocking:
+                blocking.save_many([member()])
+                await self._end(end)
+
     async def _end(self, end: str) -> None:
         if type(self.target).__module__.startswith("sqlalchemy"):
             await self._settled(getattr(self.target, end.lower())())
@@ -282,6 +294,21 @@ async def test_nothing_is_written_behind_the_end_of_the_transaction(
             await driver.save_behind_the_end(producer, end)
 
     assert await remaining(connection) == []
+
+
+@pytest.mark.parametrize("end", ["COMMIT", "ROLLBACK"])
+async def test_a_transaction_that_was_ended_in_the_block_is_an_error(
+    database: str, driver: Driver, connection: asyncpg.Connection, end: str
+) -> None:
+    """What a ROLLBACK has taken back would look delivered."""
+    seen = Recorder()
+    async with producing(database, seen) as producer:
+        with pytest.raises(errors.OutboxContextError, match="ended inside the block"):
+            await driver.end_behind_a_save(producer, end)
+        await driver.save(producer, member(2))
+
+    assert seen.objects == []
+    assert len(await remaining(connection)) == (2 if end == "COMMIT" else 1)
 
 
 @pytest.mark.parametrize("factory", [psycopg.RawCursor, psycopg.ClientCursor])
