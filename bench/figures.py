@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import platform
 import statistics
 from pathlib import Path
 
@@ -92,7 +91,7 @@ def _rows(cells: list[tuple[str, ...]]) -> list[str]:
 def save(tables: list[Table], path: Path, *, about: str) -> None:
     """Write every figure of every round as JSON, and the tables beside it as Markdown."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {"about": about, "python": platform.python_version(), "tables": [dataclasses.asdict(t) for t in tables]}
+    values = {"about": about, "tables": [dataclasses.asdict(table) for table in tables]}
     path.write_text(json.dumps(values, indent=1) + "\n")
     parts = [about, "", goals(tables), "", *(table.markdown() for table in tables)]
     path.with_suffix(".md").write_text("\n".join(parts))
