@@ -148,12 +148,28 @@ class Bench:
         line = next(line for line in output.decode().splitlines() if line.startswith("tps"))
         return float(line.split()[2])
 
-    async def update(self, *, capture: bool, by_row: bool = False) -> float:
-        """Update every row of a table in one statement; its messages by triggers, or one INSERT for each."""
+    async def update_each(self, *, capture: bool) -> float:
+        """Update rows of a table one by one, in one transaction."""
+        await self.captured(capture=capture)
+        count = self.rows // 20
+
+        async def work() -> None:
+            statement = await self.connection.prepare("UPDATE member SET slug = slug || 'x' WHERE id = $1")
+            async with self.connection.transaction():
+                for number in range(1, count + 1):
+                    await statement.fetch(number)
+
+        return await self.timed(count, work())
+
+    async def captured(self, *, capture: bool) -> None:
         model = msgspec.structs.replace(MEMBER, capture=capture, capture_columns=["slug"] if capture else [])
         await migrate(self.connection, msgspec.structs.replace(CONFIG, model=[model]))
         await self.clear()
         await self.connection.execute("VACUUM (FULL, ANALYZE) member")
+
+    async def update(self, *, capture: bool, by_row: bool = False) -> float:
+        """Update every row of a table in one statement; its messages by triggers, or one INSERT for each."""
+        await self.captured(capture=capture)
 
         async def work() -> None:
             async with self.connection.transaction():
@@ -219,6 +235,11 @@ def _ways(bench: Bench) -> list[Way]:
         Way("save with flush", one, bench.flushed),
         Way("outboxd.save(), pgbench", lambda: bench.pgbench(insert), lambda: bench.pgbench(save)),
         Way("UPDATE with capture", plain, functools.partial(bench.update, capture=True)),
+        Way(
+            "UPDATE of one row with capture",
+            functools.partial(bench.update_each, capture=False),
+            functools.partial(bench.update_each, capture=True),
+        ),
         Way("UPDATE, an INSERT for each row", plain, functools.partial(bench.update, capture=False, by_row=True)),
     ]
 

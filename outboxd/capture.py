@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("capture.sql").items()}
 _WRONG_SQL, _PRIVILEGE = "42", "42501"
 TRIGGERS = 4
-NEW, OLD, TRUNCATED = "outboxd_new", "outboxd_old", "outboxd_truncated"
+NEW, OLD, CHANGED = "outboxd_new", "outboxd_old", "outboxd_changed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,63 +84,72 @@ def _keys(relation: Relation) -> tuple[str, ...]:
 
 
 def _function(config: Config, model: ModelConfig, relation: Relation, table: Table, function: str) -> str:
-    static = {kind: _write(config, model, table, _once(model, relation, kind)) for kind in ("insert", "delete")}
-    planned_anew = {
-        "update": _write(config, model, table, _between(model, relation)),
-        "truncate": _write(config, model, table, _once(model, relation, "truncate")),
-    }
-    bodies = {kind: textwrap.indent(body, " " * 8) for kind, body in static.items()}
-    bodies |= {kind: sql.literal(body) for kind, body in planned_anew.items()}
-    tag = "$outboxd$"
-    while any(tag in body for body in bodies.values()):
-        tag = tag[:-1] + "_$"
-    names = {"schema": sql.quote(config.schema), "function": function, "tag": tag, **bodies}
-    return sql.Renderer(names, {}).render(_STATEMENTS["function"])
-
-
-def _once(model: ModelConfig, relation: Relation, kind: str) -> str:
-    """Return the changes of a statement that has only new rows, or only old ones."""
-    from_ = {"insert": NEW, "delete": OLD, "truncate": TRUNCATED}[kind]
-    op = "insert" if kind == "insert" else "delete"
-    rows = _rows(model, relation, from_, is_gone=op == "delete")
-    names = {"rows": rows, "op": sql.literal(op), "is_new": str(kind == "insert").lower()}
-    return sql.Renderer(names, {}).render(_STATEMENTS["changed_once"])
-
-
-def _between(model: ModelConfig, relation: Relation) -> str:
     keys = [f"outboxd_key_{number}" for number in range(1, len(_keys(relation)) + 1)]
     watched = [f"outboxd_watched_{number}" for number in range(1, len(model.capture_columns) + 1)]
     is_changed = " OR ".join(f"stale.{name}::text IS DISTINCT FROM fresh.{name}::text" for name in watched) or "true"
-    names = {
-        "new_rows": _rows(model, relation, NEW, is_gone=False),
-        "old_rows": _rows(model, relation, OLD, is_gone=False),
-        "key_names": ", ".join(keys),
-        "is_changed": f"({is_changed})",
+    same = {"key_names": ", ".join(keys), "is_changed": f"({is_changed})"}
+
+    def statement(changed: str, *, old: str = "", touched: str = "") -> str:
+        names = {
+            **same,
+            "old_rows": _rows(model, relation, _generated(relation, old), is_gone=True),
+            "new_rows": _rows(model, relation, _now(relation, touched), is_gone=False),
+        }
+        return _write(config, model, table, sql.Renderer(names, {}).render(_STATEMENTS[changed]))
+
+    columns = ", ".join(f"{sql.quote(name)} AS {key}" for name, key in zip(_keys(relation), keys, strict=True))
+    old, new = (
+        sql.Renderer({"values": columns, "table": transition}, {}).render(_STATEMENTS["columns"])
+        for transition in (OLD, NEW)
+    )
+    of_row = "SELECT " + ", ".join(f"stale.{key}" for key in keys)
+    statements = {
+        "insert": statement("changed_new", touched=new),
+        "update": statement("changed_between", old=OLD, touched=f"{old} UNION {new}"),
+        "delete": statement("changed_gone", old=OLD, touched=of_row),
+        "truncate": statement("changed_all", old=CHANGED),
     }
-    return sql.Renderer(names, {}).render(_STATEMENTS["changed_between"])
+    tag = "$outboxd$"
+    while any(tag in text for text in statements.values()):
+        tag = tag[:-1] + "_$"
+    names = {
+        "schema": sql.quote(config.schema),
+        "function": function,
+        "tag": tag,
+        "name": sql.literal(relation.name),
+        **{kind: sql.literal(text) for kind, text in statements.items()},
+        **{f"kept_{kind}": text.replace(CHANGED, relation.name) for kind, text in statements.items()},
+    }
+    return sql.Renderer(names, {}).render(_STATEMENTS["function"])
 
 
 def _rows(model: ModelConfig, relation: Relation, table: str, *, is_gone: bool) -> str:
-    """Read what messages need of a transition table; of rows that *is_gone*, the payload is that of deleted ones."""
+    """Read what messages need of these rows; of rows that *is_gone*, the payload is that of deleted ones."""
     alias = sql.quote(model.table.partition(".")[2] or model.table)
 
     def listed(prefix: str, columns: tuple[str, ...] | list[str]) -> str:
         named = [f"{alias}.{sql.quote(name)} AS outboxd_{prefix}_{n}" for n, name in enumerate(columns, 1)]
         return ", ".join(named) or f"NULL::text AS outboxd_{prefix}"
 
-    gone = source.expression(model.capture_delete_payload_sql, "NULL::jsonb")
     row = source.names_of_expressions(model, alias)
     names = {
         **row,
         "keys": listed("key", _keys(relation)),
-        "watched": f"{listed('watched', model.capture_columns)}, {gone} AS outboxd_gone",
-        "payload": gone if is_gone else row["payload"],
+        "watched": listed("watched", model.capture_columns),
+        "payload": source.expression(model.capture_delete_payload_sql, "NULL::jsonb") if is_gone else row["payload"],
         "regions": _regions(model),
         "condition": source.expression(model.where_sql, "true"),
-        "table": _generated(relation, table),
+        "table": table,
         "alias": alias,
     }
     return sql.Renderer(names, {}).render(_STATEMENTS["rows"])
+
+
+def _now(relation: Relation, touched: str) -> str:
+    """Read the rows of these keys as they are."""
+    keys = enumerate(_keys(relation), 1)
+    is_touched = " AND ".join(f"outboxd_source.{sql.quote(k)} = outboxd_touched.outboxd_key_{n}" for n, k in keys)
+    return sql.Renderer({"touched": touched, "is_touched": is_touched}, {}).render(_STATEMENTS["now"])
 
 
 def _generated(relation: Relation, table: str) -> str:
@@ -149,7 +158,7 @@ def _generated(relation: Relation, table: str) -> str:
         return table
     columns = ((sql.quote(name), column.virtual) for name, column in relation.columns.items())
     values = ", ".join(name if virtual is None else f"({virtual}) AS {name}" for name, virtual in columns)
-    return sql.Renderer({"values": values, "table": table}, {}).render(_STATEMENTS["generated"])
+    return sql.Renderer({"values": values, "table": table}, {}).render(f"({_STATEMENTS['columns']})")
 
 
 def _regions(model: ModelConfig) -> str:
@@ -234,12 +243,21 @@ async def _install(connection: asyncpg.Connection, config: Config, capture: Capt
     mark, bare = await _state(connection, config, capture)
     if mark == capture.mark and not bare:
         return []
-    own = {"schema": sql.quote(config.schema), "function": capture.function}
-    set_mark = sql.Renderer({**own, "text": sql.literal(capture.mark)}, {}).render(_STATEMENTS["mark"])
-    triggers = [sql.Renderer({**own, "source": table}, {}).render(_STATEMENTS["triggers"]) for table in bare]
+    (rights,) = await connection.fetch(_STATEMENTS["rights"])
+    names = {
+        "schema": sql.quote(config.schema),
+        "function": capture.function,
+        "text": sql.literal(capture.mark),
+        "path": rights["path"],
+        "owner": sql.quote(capture.relation.owner),
+    }
+    # A superuser's rights are more than the configuration's expressions should run with.
+    steps = ["find_by", "keep", "mark", *(["give"] if rights["may_give"] else [])]
+    settings = [sql.Renderer(names, {}).render(_STATEMENTS[step]) for step in steps]
+    triggers = [sql.Renderer({**names, "source": table}, {}).render(_STATEMENTS["triggers"]) for table in bare]
     try:
         async with connection.transaction():
-            for statement in (capture.create, set_mark, *triggers):
+            for statement in (capture.create, *settings, *triggers):
                 await connection.execute(statement)
             await _try(connection, capture)
     except inspection.FAILURES as exc:
