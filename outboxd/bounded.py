@@ -33,7 +33,7 @@ class BoundedRun:
 
     def admits(self, candidate: Candidate) -> bool:
         """Whether the shard may be drained (again) in this run."""
-        if candidate.due_at is None:
+        if candidate.due_at is None and not candidate.is_new:
             return True  # the same drain goes on
         if candidate.shard in self.closed:
             return False

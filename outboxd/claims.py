@@ -362,7 +362,7 @@ class Claims:
 
 def _settings() -> dict[str, str]:
     timeout = str(int(STATEMENT_TIMEOUT_S * 1000))
-    return {**session.HOT_SETTINGS, "statement_timeout": timeout, "lock_timeout": timeout}
+    return {**session.HOT_SETTINGS, **session.PLANNED_ONCE, "statement_timeout": timeout, "lock_timeout": timeout}
 
 
 def _agree(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> bool:

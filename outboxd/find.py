@@ -49,6 +49,8 @@ class Finder:
         self._next_new_at = 0.0
         self._woken = False
         self._id_seen: int | None = None
+        self.begun_at_id: int | None = None
+        """The highest id when the first pass began."""
         self.passes = 0
         self.looked_at = 0.0
 
@@ -97,6 +99,7 @@ class Finder:
                 candidates = await self._new()
             if self._id_seen is None or self._woken:  # of much that is new, the rest is found by the pass itself
                 self._id_seen, self._woken = await self._outbox.highest_id(), False
+                self.begun_at_id = self._id_seen if self.begun_at_id is None else self.begun_at_id
             self._passing, self._after, self._pass_cost_s = True, None, 0.0
         found, self._after = await self._outbox.find_scheduled_shards(self._after, FIND_PAIRS)
         if self._after is None:

@@ -8,6 +8,7 @@ None is shared with another outbox, so a locked or missing table stops nothing b
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 from outboxd import contract, sql
 from outboxd.model import ALWAYS, DIED_ERROR, Candidate, Instant, KnownFailure, ShardKey
-from outboxd.session import Session
+from outboxd.session import PLANNED_ONCE, Session
 
 if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.inspection import Table
     from outboxd.options import Switches
+    from outboxd.session import Fetch
 
 _STATEMENTS = sql.load("drain.sql")
 
@@ -96,10 +98,11 @@ class Outbox:
         self._region = columns.index("region_name") if "region_name" in columns else None
         renderer = renderer_of(table, schema)
         self._sql = {key: renderer.render(statement) for key, statement in _STATEMENTS.items()}
-        self.finding = session or Session(dsn, name=f"find {name}", lock_timeout_s=2, statement_timeout_s=60)
-        self.reading = session or Session(dsn, name=f"read {name}", lock_timeout_s=2, statement_timeout_s=60)
-        self.settling = session or Session(dsn, name=f"settle {name}", lock_timeout_s=1, statement_timeout_s=60)
-        self.failing = session or Session(dsn, name=f"fail {name}", lock_timeout_s=1, statement_timeout_s=60)
+        own = functools.partial(Session, dsn, statement_timeout_s=60, settings=PLANNED_ONCE)
+        self.finding = session or own(name=f"find {name}", lock_timeout_s=2)
+        self.reading = session or own(name=f"read {name}", lock_timeout_s=2)
+        self.settling = session or own(name=f"settle {name}", lock_timeout_s=1)
+        self.failing = session or own(name=f"fail {name}", lock_timeout_s=1)
 
     def scope_of(self, shard: ShardKey) -> int:
         """Tell the shard's scope number."""
@@ -243,7 +246,7 @@ class Outbox:
         if delivered:
             async with self.settling.transaction(doing) as fetch:
                 await fetch(statement, text)
-                await fetch(self._sql["clear_failures"], self.name, *self._failure_keys(delivered))
+                await self._clear_failures(fetch, delivered)
         else:
             gone = await self.settling.execute(doing, statement, text)
         if gone < len(ids):  # a row that was updated meanwhile has moved away from its address, and would come again
@@ -297,7 +300,7 @@ class Outbox:
         async with self.failing.transaction(f"bury on outbox {self.name}") as fetch:
             rows = await fetch(self._sql["bury"], self.name, ids, attempts, _storable(reason), by)
             if rows[0][0]:
-                await fetch(self._sql["clear_failures"], self.name, *self._failure_keys([subject]))
+                await self._clear_failures(fetch, [subject])
         return int(rows[0][0])
 
     async def close(self) -> None:
@@ -312,6 +315,12 @@ class Outbox:
         if not each:
             return []
         return await self.failing.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
+
+    async def _clear_failures(self, fetch: Fetch, objects: Sequence[ShardObject]) -> None:
+        """Forget failures; once more where fewer are gone, because one that was updated meanwhile has moved away."""
+        arguments = (self._sql["clear_failures"], self.name, *self._failure_keys(objects))
+        if len(await fetch(*arguments)) < len(objects):
+            await fetch(*arguments)
 
     def _arrays(self, shards: Sequence[ShardKey]) -> list[list[Any]]:
         return [list(column) for column in zip(*shards, strict=True)]

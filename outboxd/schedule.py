@@ -24,6 +24,7 @@ from outboxd import errors
 from outboxd.model import Candidate, ShardKey
 from outboxd.pace import Pace
 from outboxd.share import Share
+from outboxd.turn import ID
 
 if TYPE_CHECKING:
     from outboxd.bounded import BoundedRun
@@ -183,7 +184,7 @@ class Scheduler:
         elif turn.postponed:
             self._rest_shard(claim.shard, POSTPONED_S)
         elif turn.unfinished and claim.session.alive:  # of a lost claim others may have moved the rest
-            claim.again = Candidate(claim.shard, claim.lock_key, None)
+            claim.again = self._following(turn)
         if turn.retry_in_s is not None:
             self.finder.look_in(turn.retry_in_s)
         if self.bounded is not None and (turn.failed or turn.unreadable or turn.interrupted):
@@ -194,6 +195,12 @@ class Scheduler:
                 "shard.drained", outbox=self._outbox.name, shard=[str(p) for p in claim.shard], rows=turn.rows_retired
             )
         self._give_back(claim)
+
+    def _following(self, turn: Turn) -> Candidate:
+        """Name what follows a turn; where all of it was written since a bounded run began, it is found anew."""
+        begun_at = self.finder.begun_at_id if self.bounded is not None else None
+        is_new = begun_at is not None and turn.groups[0].oldest[ID] > begun_at
+        return Candidate(turn.claim.shard, turn.claim.lock_key, None, is_new=is_new)
 
     def drop(self, claim: Claim, rest_s: float = 0.0, *, is_off: bool = False) -> None:
         """Give back a claim that led to no turn; with *rest_s*, leave its shard (*is_off*: all off) alone so long."""

@@ -26,9 +26,9 @@ CONNECT_TIMEOUT_S = 10.0
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Runs a statement with its arguments inside a transaction."""
 
-# A generic plan that was made while the table was empty stays in use when 200 000 rows arrive: finds took
-# 1 539 ms instead of 0.3. Statements of a hot session are planned each time, and for their index, which is
-# the right plan at any size. As start-up parameters, because a later SET is undone by RESET ALL.
+# A plan that was made while the table was empty stays in use when 200 000 rows arrive: finds took 1 539 ms instead
+# of 0.3. Statements of a hot session are planned for their index, which is the right plan at any size, and each time
+# unless they leave no choice at all. As start-up parameters, because a later SET is undone by RESET ALL.
 HOT_SETTINGS = {
     "plan_cache_mode": "force_custom_plan",
     "jit": "off",
@@ -45,6 +45,9 @@ HOT_SETTINGS = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+
+PLANNED_ONCE = {"plan_cache_mode": "force_generic_plan"}
+"""For statements that leave the planner no choice (ADR 0006, 0013): planning took longer than a small look-up."""
 
 _NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
 _CONSTRAINT_CLASS = "23"

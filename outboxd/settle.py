@@ -214,6 +214,7 @@ class Settler:
         if self.gives_up and turn.deferrals > DEFERRALS_MAX:
             self.error = exc if isinstance(exc, errors.OutboxdError) else errors.StatementFailed(str(exc))
             for entry in batch:
+                entry.turn.interrupted = True  # or a bounded run would deliver it again
                 self._settled(entry)
             return
         pause_s = min(DEFER_S_MAX, DEFER_S * 2**turn.deferrals)

@@ -13,7 +13,7 @@ from outboxd.live import Live
 from outboxd.options import SwitchBoard
 from outboxd.outbox import Outbox, renderer_of
 from outboxd.replicas import Sources, source_session
-from outboxd.session import Session
+from outboxd.session import PLANNED_ONCE, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -53,7 +53,9 @@ class Seat:
     """One session, and what is known through it: switches, and statements of the outboxes."""
 
     def __init__(self, config: Config, registry: Registry, dsn: Callable[[], str]) -> None:
-        self.session = Session(dsn, name="flush", lock_timeout_s=1, statement_timeout_s=60, is_direct=True)
+        self.session = Session(
+            dsn, name="flush", lock_timeout_s=1, statement_timeout_s=60, settings=PLANNED_ONCE, is_direct=True
+        )
         self.lent_until = 0.0
         self._config = config
         self._registry = registry

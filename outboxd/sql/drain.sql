@@ -246,16 +246,30 @@ WHERE ctid = ANY (
 -- Forget failures of objects that have been delivered.
 -- $1 text          outbox
 -- $2 ...           region_name, shard_scope, shard_identifier, category, object_identifier, one array each
--- index            primary key of outboxd.failure
-DELETE FROM {schema}.failure AS f
-USING unnest($2::text[], $3::int4[], $4::text[], $5::int4[], $6::text[])
-    AS done (region_name, shard_scope, shard_identifier, category, object_identifier)
-WHERE f.outbox = $1::text
-    AND f.shard_scope = done.shard_scope
-    AND f.shard_identifier = done.shard_identifier
-    AND f.region_name = done.region_name
-    AND f.category = done.category
-    AND f.object_identifier = done.object_identifier
+-- returns          one row for each that is forgotten
+-- index            primary key of outboxd.failure; the delete itself goes by the physical addresses found there
+DELETE FROM {schema}.failure
+WHERE ctid = ANY (
+    ARRAY(
+        SELECT known.address
+        FROM unnest($2::text[], $3::int4[], $4::text[], $5::int4[], $6::text[])
+            AS done (region_name, shard_scope, shard_identifier, category, object_identifier)
+        CROSS JOIN LATERAL (
+            SELECT f.ctid AS address
+            FROM {schema}.failure AS f
+            WHERE f.outbox = ANY (ARRAY[$1::text])
+                AND f.shard_scope = done.shard_scope
+                AND f.shard_identifier = done.shard_identifier
+                AND f.region_name = done.region_name
+                AND f.category = done.category
+                AND f.object_identifier = done.object_identifier
+            ORDER BY
+                f.outbox, f.shard_scope, f.shard_identifier, f.region_name, f.category, f.object_identifier
+            LIMIT 1
+        ) AS known
+    )
+)
+RETURNING 1
 
 -- name: prepare_next_from_shard
 -- Move what remains of a shard to its next try, and count the failure. Only if the failed message still has the

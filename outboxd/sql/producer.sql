@@ -53,8 +53,8 @@ SELECT
     ) AS id,
     {lock_key:given} AS lock_key,
     (
-        SELECT min(o.scheduled_for)
-        FROM {table} AS o
-        WHERE o.id = ANY ($1::int8[]) AND o.scheduled_for <= now()
+        SELECT min(own.scheduled_for)
+        FROM (SELECT o.scheduled_for FROM {table} AS o WHERE o.id = ANY ($1::int8[]) ORDER BY o.id) AS own
+        WHERE own.scheduled_for <= now()
     ) AS due_at
 FROM (VALUES ({shard_values:2})) AS given ({shard})
