@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from outboxd import errors
+from outboxd.config import OutboxConfig
 from outboxd.migrate import migrate
 from tests.captures import TABLE, capture, capturing, taken
 from tests.drains import UUID, connected
@@ -140,7 +141,7 @@ async def test_one_statement_is_one_insert(connection: asyncpg.Connection) -> No
     await connection.execute(
         "CREATE TABLE statements (n int);"
         "CREATE FUNCTION counted() RETURNS trigger LANGUAGE plpgsql AS"
-        " $$ BEGIN INSERT INTO statements VALUES (1); RETURN NULL; END $$;"
+        " $$ BEGIN INSERT INTO public.statements VALUES (1); RETURN NULL; END $$;"
         "CREATE TRIGGER counted AFTER INSERT ON outbox FOR EACH STATEMENT EXECUTE FUNCTION counted()"
     )
     await connection.execute("INSERT INTO member SELECT n, 7, 'x' FROM generate_series(1, 500) n")
@@ -271,14 +272,72 @@ async def test_rows_that_never_had_a_shard_can_be_mended_and_deleted(connection:
         await connection.execute("INSERT INTO member VALUES (3, NULL, 'c')")
 
 
-async def test_a_bulk_update_is_planned_for_its_rows(connection: asyncpg.Connection) -> None:
-    """A plan for one row, kept, would compare each with each: some 20 s for these."""
+async def test_a_kept_plan_is_right_for_many_rows(connection: asyncpg.Connection) -> None:
+    """One that compared each with each would take some 20 s for these."""
     await capture(connection)
     await connection.execute("INSERT INTO member SELECT n, 7, 'x' FROM generate_series(1, 20000) n")
     for _ in range(8):
         await connection.execute("UPDATE member SET slug = 'y' WHERE id = 1")
     await connection.execute("SET statement_timeout = '10s'; UPDATE member SET slug = 'z'")
     assert len(await taken(connection)) == 40_008
+
+
+@pytest.mark.parametrize(
+    ("table", "model", "rows", "statement"),
+    [
+        (  # its rows were thought to be none, because of the condition
+            "CREATE TABLE member (id bigint PRIMARY KEY, org bigint, kind text, gone_at timestamptz)",
+            {"where_sql": "gone_at IS NULL AND kind = 'user'"},
+            "SELECT n, n / 10, 'user' FROM generate_series(1, 20000) n",
+            "UPDATE member SET org = org + 1",
+        ),
+        (  # each index seemed to be as good as the other
+            "CREATE TABLE member (tenant text, code text, id bigint, org bigint, PRIMARY KEY (tenant, code));"
+            "CREATE INDEX ON member (code);"
+            "INSERT INTO member SELECT 't', n::text, -n, 1 FROM generate_series(1, 2000) n; ANALYZE member",
+            {},
+            "SELECT n::text, 'same', n, 1 FROM generate_series(1, 20000) n",
+            "UPDATE member SET org = 2 WHERE code = 'same'",
+        ),
+    ],
+)
+async def test_nothing_is_compared_with_everything(
+    connection: asyncpg.Connection, table: str, model: dict[str, Any], rows: str, statement: str
+) -> None:
+    await capture(connection, table, **model)
+    await connection.execute("SET statement_timeout = '10s'")
+    await connection.execute(f"INSERT INTO member {rows}")
+    await taken(connection)
+    await connection.execute(statement)
+    assert len(await taken(connection)) == 40_000
+    await connection.execute("DELETE FROM member")
+
+
+@pytest.mark.parametrize("schema", ["public", "ext"])
+async def test_what_is_equal_may_not_be_the_same(connection: asyncpg.Connection, schema: str) -> None:
+    """The outbox keeps texts; of a type from a schema that nobody searches."""
+    words = OutboxConfig(name="region", table="words", key_type="text")
+    await connection.execute(f"CREATE SCHEMA IF NOT EXISTS ext; CREATE EXTENSION citext SCHEMA {schema}")
+    await connection.execute(
+        f"CREATE TABLE member (id {schema}.citext PRIMARY KEY, org {schema}.citext, slug text);"
+        "INSERT INTO member SELECT n::text, '' FROM generate_series(1, 20000) n"
+    )
+    await migrate(connection, capturing(words, capture_columns=["slug"]))
+    await connection.execute("SET statement_timeout = '10s'")
+    await connection.execute("INSERT INTO member SELECT 'n' || n, '' FROM generate_series(1, 20000) n")
+    await connection.execute("INSERT INTO member VALUES ('a', 'x')")
+    await taken(connection, "words")
+    await connection.execute("UPDATE member SET id = 'A' WHERE id = 'a'")
+    assert await taken(connection, "words") == [("x", "A", "insert"), ("x", "a", "delete")]
+    await connection.execute("UPDATE member SET org = 'X' WHERE id = 'A'")
+    assert await taken(connection, "words") == [("X", "A", "update"), ("x", "A", "update")]
+
+
+async def test_names_of_ours_are_not_those_of_others(connection: asyncpg.Connection) -> None:
+    await connection.execute("CREATE TABLE stale (member bigint)")
+    await capture(connection, where_sql="NOT EXISTS (SELECT FROM public.stale WHERE stale.member = member.id)")
+    await connection.execute("INSERT INTO member VALUES (1, 7, 'a'); UPDATE member SET slug = 'b'")
+    assert [row[2] for row in await taken(connection)] == ["insert", "update"]
 
 
 async def test_a_row_that_changes_its_regions_is_told_of_where_it_was(connection: asyncpg.Connection) -> None:
