@@ -25,12 +25,27 @@ async def fail_often(message: Any) -> None:
         raise ConnectionError("the endpoint hiccups")
 
 
+def forget() -> None:
+    """Let everything fail anew."""
+    _failed.clear()
+
+
+def count_healthy(load: stage.Load) -> int:
+    """Return the messages of shards that never fail."""
+    return load.rows - load.messages * sum(_failing(load))
+
+
+def _failing(load: stage.Load) -> tuple[int, int]:
+    """Return how many shards fail always, and how many once: of those no multiple of 100, every fifth."""
+    always = load.shards // 100
+    return always, load.shards // 5 - always
+
+
 async def measure(options: Options) -> list[Table]:
     """Compare the rows/s of the shards that never fail with W1, in turn."""
     load, _ = LOADS["W1"]
-    # Ten objects a shard: of the shards that are no multiple of 100, every fifth begins with an object that fails once.
-    failing, hiccups = load.shards // 100, load.shards // 5 - load.shards // 100
-    healthy = load.rows - 10 * (failing + hiccups)
+    failing, hiccups = _failing(load)
+    healthy = count_healthy(load)
     table = Table(
         "W7",
         f"{load}: {failing:,} shards fail always, {hiccups:,} others at their first delivery; "
@@ -49,7 +64,7 @@ async def measure(options: Options) -> list[Table]:
             async with stage.daemon(dsn) as daemon:
                 plain = await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
             await connection.execute("VACUUM (ANALYZE) outbox_drained")
-            _failed.clear()
+            forget()
             async with stage.daemon(dsn, fail_often) as daemon:
                 retired = await daemon.retire(connection, load.fill("outbox_drained"), healthy)
                 failures = daemon.pipeline.totals()["failures"]

@@ -58,7 +58,7 @@ class CaptureFunction:
             function=name,
             tag=tag,
             name=sql.literal(self._relation.name),
-            lacking=sql.literal(f"outboxd: a row of {self._model.table} has no shard, or no object".replace("%", "%%")),
+            lacking=sql.literal(f"outboxd: a row of {self._model.table} has no shard, or no object"),
             **{kind: sql.literal(text) for kind, text in statements.items()},
             **kept,
         )
