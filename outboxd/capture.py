@@ -11,8 +11,8 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from outboxd import errors, inspection, sql
-from outboxd.capture_function import CaptureFunction, primary_key
+from outboxd import errors, inspection, source, sql
+from outboxd.capture_function import CaptureFunction, KeyOperators, primary_key
 
 if TYPE_CHECKING:
     import asyncpg
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _STATEMENTS = {name: sql.without_header(text) for name, text in sql.load("capture.sql").items()}
 _WRONG_SQL, _PRIVILEGE = "42", "42501"
 _TRIGGERS = 4
+_MIGRATE = "Run `outboxd migrate`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +48,9 @@ async def inspect(connection: asyncpg.Connection, config: Config, model: ModelCo
     relation = await _relation(connection, model)
     outbox = next(each for each in config.outbox if each.name == model.outbox)
     table = await inspection.read_table(connection, outbox)
-    equals = [row["equal"] for row in await connection.fetch(_STATEMENTS["key_operators"], relation.oid)]
+    operators = [KeyOperators(*row) for row in await connection.fetch(_STATEMENTS["key_operators"], relation.oid)]
     function = f"capture_{relation.oid}"
-    create = CaptureFunction(config, model, relation, table, equals).text(function)
+    create = CaptureFunction(config, model, relation, table, operators).text(function)
     mark = f"Writes the messages of {model.table}. {hashlib.sha256(create.encode()).hexdigest()[:16]}"
     return Capture(model, relation, table, function, create, mark)
 
@@ -104,7 +105,7 @@ async def install(connection: asyncpg.Connection, config: Config) -> list[str]:
     return done + await _drop_others(connection, config)
 
 
-async def gaps(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[str]:
+async def gaps(connection: asyncpg.Connection, config: Config, model: ModelConfig) -> list[inspection.Fault]:
     """
     Tell what keeps the changes of a captured model from being written, as the database is now.
 
@@ -114,13 +115,14 @@ async def gaps(connection: asyncpg.Connection, config: Config, model: ModelConfi
     capture = await inspect(connection, config, model)
     state = await _state(connection, config, capture)
     if state.mark is None:
-        return ["its triggers are not installed"]
-    found = [f"{table} lacks a trigger, or one is disabled" for table in state.bare]
+        return [inspection.Fault("its triggers are not installed", _MIGRATE)]
+    found = [inspection.Fault(f"{table} lacks a trigger, or one is disabled", _MIGRATE) for table in state.bare]
     if state.mark != capture.mark:
-        found.append("its triggers are of another configuration")
+        found.append(inspection.Fault("its triggers are of another configuration", _MIGRATE))
     elif not state.is_closed:
-        found.append("its function has other rights than outboxd migrate gives it")
-    return found + [f"{capture.relation.owner}, who owns the table, lacks a right: {text}" for text in state.lacking]
+        found.append(inspection.Fault("its function has other rights than outboxd migrate gives it", _MIGRATE))
+    lacking = f"{capture.relation.owner}, who owns the table, lacks a right"
+    return found + [inspection.Fault(lacking, f"{remedy};") for remedy in state.lacking]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,7 @@ async def _state(connection: asyncpg.Connection, config: Config, capture: Captur
     function, schema = f"{sql.quote(config.schema)}.{capture.function}", sql.quote(config.schema)
     relation = capture.relation
     tables = await connection.fetch(_STATEMENTS["partitions"], relation.oid, function, schema)
-    lacking = await connection.fetch(_STATEMENTS["lacking"], relation.oid, capture.outbox.name)
+    lacking = await connection.fetch(_STATEMENTS["lacking"], relation.oid, capture.outbox.oid)
     found = await connection.fetchrow(_STATEMENTS["state"], function)
     is_closed = found is not None and found["is_definer"] and found["owner"] == relation.owner and not found["grantees"]
     return _State(
@@ -180,18 +182,17 @@ async def _install(connection: asyncpg.Connection, config: Config, capture: Capt
             await _write(connection, config, capture, state.bare)
             await _try(connection, capture)
     except inspection.FAILURES as exc:
-        code = _code(exc)
+        code = getattr(exc, "sqlstate", "") or ""
         if not code.startswith(_WRONG_SQL):
             raise
         hint = "Correct the expressions of the [[model]]; what is not in pg_catalog wants its schema."
         if code == _PRIVILEGE:
-            hint = f"Migrate as {owner}, who owns the table, or as a superuser."
+            hint = (
+                f"Migrate as a superuser; or as {owner}, who owns the table, or a member of that role, which then"
+                f" needs CREATE on schema {config.schema}. What another role has installed, only that role can drop."
+            )
         raise errors.SchemaError(f"{subject}: {exc.args[0]}", hint=hint) from exc
     return [f"table {capture.model.table}: capture written"]
-
-
-def _code(exc: Exception) -> str:
-    return getattr(exc, "sqlstate", "") or ""
 
 
 async def _write(connection: asyncpg.Connection, config: Config, capture: Capture, bare: list[str]) -> None:
@@ -221,26 +222,23 @@ async def _try(connection: asyncpg.Connection, capture: Capture) -> None:
     """
     Run every statement of the function on no row: what does not fit is to fail here, and not in the application.
 
-    As the table's owner, because his own triggers run, too.
+    As the table's owner, whose rights the function has.
     """
+    model, relation = capture.model, capture.relation
+    alias = sql.quote(model.table.partition(".")[2] or model.table)
+    row = source.names_of_expressions(model, alias)
     names = {
-        "source": capture.relation.name,
-        "column": sql.quote(primary_key(capture.relation)[0]),
-        "owner": sql.quote(capture.relation.owner),
+        **row,
+        "source": relation.name,
+        "alias": alias,
+        "outbox": capture.outbox.name,
+        "column": sql.quote(primary_key(relation)[0]),
+        "owner": sql.quote(relation.owner),
     }
     trial = connection.transaction()
     await trial.start()
-    for name in ("be_owner", "try_insert", "try_update", "try_delete"):
-        try:
-            await connection.execute(sql.Renderer(names, {}).render(_STATEMENTS[name]))
-        except inspection.FAILURES as exc:
-            code = _code(exc)
-            if not code or code.startswith(_WRONG_SQL):
-                raise
-            raise errors.SchemaError(
-                f"model {capture.model.table}: capture: a statement that changes no row was refused: {exc.args[0]}",
-                hint="Let the table's own triggers pass it.",
-            ) from exc
+    for name in ("only_ours", "try_types", "try_insert", "try_update", "try_delete"):
+        await connection.execute(sql.Renderer(names, {}).render(_STATEMENTS[name]))
     await trial.rollback()
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from outboxd import source, sql
 
@@ -17,6 +16,14 @@ _PAIRED_AS_THEY_ARE = {"smallint", "integer", "bigint", "uuid", "text"}
 """Types whose equal values are the same; keys of others are paired by what they show."""
 
 
+class KeyOperators(NamedTuple):
+    """The operators of a column of the primary key, as its index has them; None where that is no btree."""
+
+    equal: str | None
+    at_least: str | None
+    at_most: str | None
+
+
 class CaptureFunction:
     """
     Writes the function of one model.
@@ -26,16 +33,18 @@ class CaptureFunction:
         model: What is to be written.
         relation: Its source table.
         table: Its outbox.
-        equals: The equality operator of each column of the primary key, as the index has it.
+        operators: Those of each column of the primary key.
     """
 
-    def __init__(self, config: Config, model: ModelConfig, relation: Relation, table: Table, equals: list[str]) -> None:
+    def __init__(
+        self, config: Config, model: ModelConfig, relation: Relation, table: Table, operators: list[KeyOperators]
+    ) -> None:
         self._config = config
         self._model = model
         self._relation = relation
         self._table = table
-        self._keys = list(zip(primary_key(relation), equals, strict=True))
-        self._key_names = [f"outboxd_key_{number}" for number in range(1, len(equals) + 1)]
+        self._keys = list(zip(primary_key(relation), operators, strict=True))
+        self._key_names = [f"outboxd_key_{number}" for number in range(1, len(operators) + 1)]
 
     def text(self, name: str) -> str:
         """Return the statement that creates the function *name*."""
@@ -48,20 +57,16 @@ class CaptureFunction:
             "delete": self._statement("changed_gone", old=_OLD, touched=of_row),
             "truncate": self._statement("changed_all", old=_CHANGED),
         }
-        tag = "$outboxd$"
-        while any(tag in statement for statement in statements.values()):
-            tag = tag[:-1] + "_$"
-        kept = {f"kept_{kind}": text.replace(_CHANGED, self._relation.name) for kind, text in statements.items()}
-        return _render(
-            "function",
-            schema=sql.quote(self._config.schema),
-            function=name,
-            tag=tag,
-            name=sql.literal(self._relation.name),
-            lacking=sql.literal(f"outboxd: a row of {self._model.table} has no shard, or no object"),
+        texts = {
+            "name": sql.literal(self._relation.name),
+            "lacking": sql.literal(f"outboxd: a row of {self._model.table} has no shard, or no object"),
             **{kind: sql.literal(text) for kind, text in statements.items()},
-            **kept,
-        )
+            **{f"kept_{kind}": text.replace(_CHANGED, self._relation.name) for kind, text in statements.items()},
+        }
+        tag = "$outboxd$"
+        while any(tag in text for text in texts.values()):
+            tag = tag[:-1] + "_$"
+        return _render("function", schema=sql.quote(self._config.schema), function=name, tag=tag, **texts)
 
     def _statement(self, changed: str, *, old: str = "", touched: str = "") -> str:
         """Write the messages of what has *changed*: rows of the table *old*, and those of the keys *touched*."""
@@ -106,16 +111,21 @@ class CaptureFunction:
 
     def _now(self, touched: str) -> str:
         """Read the rows of these keys as they are."""
-        (first, equal), *others = self._keys
-        column = f"outboxd_source.{sql.quote(first)}"
-        # A column that is equal to something needs no order; of arrays there is no ANY that could be meant.
-        value = f"{equal} ANY (ARRAY[outboxd_touched.outboxd_key_1])"
-        if self._relation.columns[first].type.endswith("[]"):
-            value = f"{equal} outboxd_touched.outboxd_key_1"
-        conditions = [f"{column} {value}"] + [
-            f"outboxd_source.{sql.quote(key)} {equal} outboxd_touched.outboxd_key_{number}"
-            for number, (key, equal) in enumerate(others, 2)
-        ]
+        conditions = []
+        for number, (key, operators) in enumerate(self._keys, 1):
+            column, value = f"outboxd_source.{sql.quote(key)}", f"outboxd_touched.outboxd_key_{number}"
+            equal, at_least, at_most = operators
+            is_array = self._relation.columns[key].type.endswith("[]")  # of arrays there is no ANY that could be meant
+            # What is equal to something needs no order, and any index that begins alike would do. So only the columns
+            # in between are: the first is one of an array, the last is bounded from both sides.
+            if equal is None:
+                conditions.append(f"{column} = {value}")
+            elif number == 1 and not is_array:
+                conditions.append(f"{column} {equal} ANY (ARRAY[{value}])")
+            elif number == len(self._keys) > 1:
+                conditions += [f"{column} {at_least} {value}", f"{column} {at_most} {value}"]
+            else:
+                conditions.append(f"{column} {equal} {value}")
         order = ", ".join(f"outboxd_source.{sql.quote(key)}" for key, _ in self._keys)
         return _render("now", touched=touched, is_touched=" AND ".join(conditions), order=order)
 
@@ -142,13 +152,13 @@ class CaptureFunction:
         has_region = "region_name" in self._table.shard_columns
         there = {"region_name": has_region, "headers": self._table.has_headers}
         columns = [name for name in given if there.get(name, True)]
-        regions = " CROSS JOIN LATERAL unnest(outboxd_changes.outboxd_regions) AS target (outboxd_region)"
+        regions = f"\n{_STATEMENTS['regions']}"
         return _render(
             "write",
             outbox=self._table.name,
             columns=", ".join(map(sql.quote, columns)),
             values=", ".join(given[name] for name in columns),
-            changed=f"\n{textwrap.indent(changed, '    ')}\n",
+            changed=changed,
             targets=regions if has_region else "",
         )
 

@@ -256,7 +256,7 @@ async def _check_capture(connection: asyncpg.Connection, config: Config, model: 
         return error_findings(subject, exc)
     if not gaps:
         return [Finding("ok", subject, "its changes are captured by triggers")]
-    return [Finding("error", subject, f"capture: {gap}", "Run `outboxd migrate`.") for gap in gaps]
+    return [Finding("error", subject, f"capture: {gap.text}", gap.remedy) for gap in gaps]
 
 
 async def check_server(connection: asyncpg.Connection) -> list[Finding]:

@@ -318,6 +318,7 @@ class Outbox:
 
     async def _clear_failures(self, fetch: Fetch, objects: Sequence[ShardObject]) -> None:
         """Forget failures; once more where fewer are gone, because one that was updated meanwhile has moved away."""
+        objects = list(dict.fromkeys(objects))
         arguments = (self._sql["clear_failures"], self.name, *self._failure_keys(objects))
         if len(await fetch(*arguments)) < len(objects):
             await fetch(*arguments)

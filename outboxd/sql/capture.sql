@@ -39,7 +39,7 @@ CROSS JOIN LATERAL (
 
 -- name: write
 -- A fragment: write the messages of `changed`, what is told of an object's past before what is told of its present; and
--- find out whether one has no shard or no object.
+-- find out whether one has no shard or no object. A place is a region, or the one outbox that knows no regions.
 WITH outboxd_changes AS MATERIALIZED ({changed}),
 outboxd_written AS (
     INSERT INTO {outbox} ({columns})
@@ -50,9 +50,17 @@ outboxd_written AS (
 )
 SELECT EXISTS (
     SELECT
-    FROM outboxd_changes
+    FROM outboxd_changes{targets}
     WHERE outboxd_changes.outboxd_shard IS NULL OR outboxd_changes.outboxd_object IS NULL
 )
+
+-- name: regions
+-- A fragment: each region that a row names, once.
+CROSS JOIN LATERAL (
+    SELECT DISTINCT named.region
+    FROM unnest(outboxd_changes.outboxd_regions) AS named (region)
+    WHERE named.region IS NOT NULL
+) AS target (outboxd_region)
 
 -- name: changed_new
 -- A fragment: what an INSERT has left.
@@ -136,7 +144,8 @@ WHERE outboxd_stale.outboxd_object IS NULL
 -- bend is fixed: where names are found (functions and operators in pg_catalog alone), how literals are read and values
 -- become text; where a policy would hide rows it fails.
 -- Its plans are kept (here an INSERT of one row costs 20 µs more, an UPDATE 50; planned anew 140 and 500), so they must be
--- right for one row and for a hundred thousand: joins by hashes, rows by their key. Kept plans know the table by its
+-- right for one row and for a hundred thousand: joins by hashes, rows by their key. (Before PostgreSQL 18 a disabled node
+-- that cannot be avoided seems to cost so much that every statement would be compiled.) Kept plans know the table by its
 -- name; for a partition, or a table that was renamed, the name is put in each time.
 -- TRUNCATE fires for a table and each of its partitions, and each tells of its own rows.
 CREATE OR REPLACE FUNCTION {schema}.{function}() RETURNS trigger LANGUAGE plpgsql
@@ -146,9 +155,13 @@ SET row_security = off
 SET standard_conforming_strings = on
 SET extra_float_digits = 1
 SET datestyle = 'ISO, MDY'
+SET intervalstyle = 'postgres'
+SET bytea_output = 'hex'
+SET jit = off
 SET enable_nestloop = off
 SET enable_seqscan = off
 SET enable_sort = off
+SET enable_incremental_sort = off
 AS {tag}
 #variable_conflict use_column
 DECLARE
@@ -205,7 +218,7 @@ WHERE p.oid = to_regprocedure($1::text || '()')
 -- name: lacking
 -- What the owner of a table may not do that a function of his must.
 -- $1 oid           the table
--- $2 text          the outbox, quoted and qualified
+-- $2 oid           the outbox
 -- returns          remedy, one SQL statement a row
 WITH RECURSIVE family (oid) AS (
     SELECT $1::oid
@@ -220,49 +233,62 @@ owned AS (
 SELECT format('GRANT SELECT ON %s TO %s', family.oid::regclass, owned.quoted) AS remedy
 FROM family CROSS JOIN owned
 WHERE NOT has_table_privilege(owned.owner, family.oid, 'SELECT')
-UNION ALL
-SELECT format('GRANT USAGE ON SCHEMA %I TO %s', n.nspname, owned.quoted)
+UNION
+SELECT format('GRANT USAGE ON SCHEMA %s TO %s', c.relnamespace::regnamespace, owned.quoted)
 FROM pg_class AS c
-JOIN pg_namespace AS n ON n.oid = c.relnamespace
 CROSS JOIN owned
-WHERE c.oid = $2::text::regclass AND NOT has_schema_privilege(owned.owner, n.oid, 'USAGE')
-UNION ALL
-SELECT format('GRANT INSERT ON %s TO %s', $2::text, owned.quoted)
+WHERE (c.oid = $2::oid OR c.oid IN (SELECT oid FROM family))
+    AND NOT has_schema_privilege(owned.owner, c.relnamespace, 'USAGE')
+UNION
+SELECT format('GRANT INSERT ON %s TO %s', $2::oid::regclass, owned.quoted)
 FROM owned
-WHERE NOT has_table_privilege(owned.owner, $2::text::regclass, 'INSERT')
-UNION ALL
-SELECT format('GRANT USAGE ON SEQUENCE %s TO %s', s.name, owned.quoted)
-FROM owned
-CROSS JOIN (
-    SELECT pg_get_serial_sequence($2::text, 'id') AS name
-    FROM pg_attribute AS a
-    WHERE a.attrelid = $2::text::regclass AND a.attname = 'id' AND a.attidentity = ''
-) AS s
-WHERE s.name IS NOT NULL AND NOT has_sequence_privilege(owned.owner, s.name, 'USAGE')
-UNION ALL
-SELECT format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', c.oid::regclass)
+WHERE NOT has_table_privilege(owned.owner, $2::oid, 'INSERT')
+UNION
+SELECT format('GRANT USAGE ON SEQUENCE %s TO %s', s.oid::regclass, owned.quoted)
+FROM pg_attrdef AS f
+JOIN pg_depend AS d
+    ON d.classid = 'pg_attrdef'::regclass AND d.objid = f.oid AND d.refclassid = 'pg_class'::regclass
+JOIN pg_class AS s ON s.oid = d.refobjid
+CROSS JOIN owned
+WHERE f.adrelid = $2::oid
+    -- CASE, because the function fails on what is not a sequence, and AND has no order.
+    AND CASE WHEN s.relkind = 'S' THEN NOT has_sequence_privilege(owned.owner, s.oid, 'USAGE, UPDATE') END
+UNION
+SELECT
+    format(
+        CASE WHEN c.relowner = r.oid THEN 'ALTER TABLE %s NO FORCE ROW LEVEL SECURITY' ELSE 'ALTER ROLE %s BYPASSRLS' END,
+        CASE WHEN c.relowner = r.oid THEN c.oid::regclass::text ELSE owned.quoted END
+    )
 FROM pg_class AS c
 CROSS JOIN owned
 JOIN pg_roles AS r ON r.rolname = owned.owner
-WHERE c.oid = $1::oid AND c.relrowsecurity AND c.relforcerowsecurity AND NOT r.rolsuper AND NOT r.rolbypassrls
+WHERE (c.oid = $2::oid OR c.oid IN (SELECT oid FROM family))
+    AND c.relrowsecurity
+    AND (c.relforcerowsecurity OR c.relowner <> r.oid)
+    AND NOT r.rolsuper
+    AND NOT r.rolbypassrls
 
 -- name: key_operators
 -- $1 oid           a table
--- returns          equal, one row a column of the primary key: the operator of its index, ready for SQL
-SELECT coalesce(format('OPERATOR(%I.%s)', n.nspname, o.oprname), '=') AS equal
+-- returns          equal, at_least, at_most, one row a column of the primary key: operators of its index, ready for SQL; null
+--                  where that is no btree
+SELECT
+    max(named.text) FILTER (WHERE named.strategy = 3) AS equal,
+    max(named.text) FILTER (WHERE named.strategy = 4) AS at_least,
+    max(named.text) FILTER (WHERE named.strategy = 2) AS at_most
 FROM pg_index AS i
 CROSS JOIN LATERAL unnest(i.indclass::oid[]) WITH ORDINALITY AS kind (oid, number)
-JOIN pg_opclass AS c ON c.oid = kind.oid
-JOIN pg_am AS m ON m.oid = c.opcmethod
-LEFT JOIN pg_amop AS a
-    ON m.amname = 'btree'
-    AND a.amopfamily = c.opcfamily
-    AND a.amoplefttype = c.opcintype
-    AND a.amoprighttype = c.opcintype
-    AND a.amopstrategy = 3
-LEFT JOIN pg_operator AS o ON o.oid = a.amopopr
-LEFT JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+LEFT JOIN (
+    SELECT c.oid, a.amopstrategy AS strategy, format('OPERATOR(%I.%s)', n.nspname, o.oprname) AS text
+    FROM pg_opclass AS c
+    JOIN pg_am AS m ON m.oid = c.opcmethod AND m.amname = 'btree'
+    JOIN pg_amop AS a
+        ON a.amopfamily = c.opcfamily AND a.amoplefttype = c.opcintype AND a.amoprighttype = c.opcintype
+    JOIN pg_operator AS o ON o.oid = a.amopopr
+    JOIN pg_namespace AS n ON n.oid = o.oprnamespace
+) AS named ON named.oid = kind.oid
 WHERE i.indrelid = $1::oid AND i.indisprimary AND kind.number <= i.indnkeyatts
+GROUP BY kind.number
 ORDER BY kind.number
 
 -- name: triggers
@@ -279,8 +305,18 @@ CREATE OR REPLACE TRIGGER outboxd_capture_delete AFTER DELETE ON {source}
 CREATE OR REPLACE TRIGGER outboxd_capture_truncate BEFORE TRUNCATE ON {source}
     FOR EACH STATEMENT EXECUTE FUNCTION {schema}.{function}()
 
--- name: be_owner
+-- name: only_ours
+-- Other triggers of the table may refuse a statement that they do not know, or do what its owner likes.
+ALTER TABLE {source} DISABLE TRIGGER USER;
+ALTER TABLE {source} ENABLE TRIGGER outboxd_capture_insert;
+ALTER TABLE {source} ENABLE TRIGGER outboxd_capture_update;
+ALTER TABLE {source} ENABLE TRIGGER outboxd_capture_delete;
 SET LOCAL ROLE {owner}
+
+-- name: try_types
+-- Whether an INSERT would take the values as they are: our casts go further.
+INSERT INTO {outbox} (shard_identifier, object_identifier)
+SELECT {shard_identifier}, {object_identifier} FROM {source} AS {alias} WHERE false
 
 -- name: try_insert
 INSERT INTO {source} SELECT WHERE false
@@ -327,6 +363,7 @@ SELECT
         WHERE t.tgrelid = c.oid
             AND t.tgname LIKE 'outboxd\_capture\_%'
             AND p.pronamespace <> to_regnamespace($3::text)
+            AND obj_description(p.oid, 'pg_proc') LIKE 'Writes the messages of %'
     ) AS others
 FROM family
 JOIN pg_class AS c USING (oid)

@@ -299,6 +299,13 @@ async def test_a_kept_plan_is_right_for_many_rows(connection: asyncpg.Connection
             "SELECT n::text, 'same', n, 1 FROM generate_series(1, 20000) n",
             "UPDATE member SET org = 2 WHERE code = 'same'",
         ),
+        (
+            "CREATE TABLE member (tenant int, id bigint, org bigint, PRIMARY KEY (tenant, id));"
+            "CREATE INDEX ON member (tenant); ANALYZE member",
+            {},
+            "SELECT 1, n, 1 FROM generate_series(1, 20000) n",
+            "UPDATE member SET org = 2",
+        ),
     ],
 )
 async def test_nothing_is_compared_with_everything(
