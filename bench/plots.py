@@ -36,13 +36,15 @@ def throughput(axes: Any, lines: list[Line]) -> None:
 
 
 def held_snapshot(axes: Any, lines: list[Line]) -> None:
-    """Speed round by round behind a held snapshot, the first round being 1."""
+    """Speed round by round behind a held snapshot, the first round being 1; the median of the times it was tried."""
+    rounds = 1
     for line in tuned(lines):
-        rounds = line["held_jobs_s"]
-        if len(rounds) > 1:
-            shares = [each / rounds[0] for each in rounds]
+        if line["held_jobs_s"]:
+            tried = [[speed / speeds[0] for speed in speeds] for speeds in line["held_jobs_s"]]
+            shares = [statistics.median(of_round) for of_round in zip(*tried, strict=True)]
             axes.plot(range(1, len(shares) + 1), shares, marker="o", label=_name(line), color=_color(line, None))
-    axes.set_xticks(range(1, 1 + max((len(line["held_jobs_s"]) for line in lines), default=1)))
+            rounds = max(rounds, len(shares))
+    axes.set_xticks(range(1, 1 + rounds))
     axes.set_ylim(bottom=0)
     axes.set_xlabel("round, while another session holds a snapshot from before")
     axes.set_ylabel("speed, of that in round 1")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from outboxd import find
 from outboxd.find import Finder
 from outboxd.model import Candidate
 from outboxd.outbox import Failure
@@ -289,6 +290,24 @@ async def test_wake_ups_that_find_nothing_do_not_walk_again_and_again_what_other
                 assert await finder.look() == []
 
     assert sum(finding[1:]) < 50
+
+
+async def test_what_is_new_is_polled_for_while_a_costly_pass_rests(
+    connection: asyncpg.Connection, replica: ByHand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(find, "_rest_after", lambda _: 3_600.0)
+    replica.live.drain = configure(poll_interval_s=0.05).drain
+    finder = Finder(replica.outbox, replica.live)
+    await finder.look()
+    await write(connection, shard=7)
+    found: list[Candidate] = []
+
+    async def is_found() -> bool:
+        found.extend(await finder.look())
+        return bool(found)
+
+    await until(is_found)
+    assert ([candidate.shard for candidate in found], finder.passes) == ([(0, 7)], 1)
 
 
 async def test_a_drain_does_not_walk_what_it_has_delivered_itself_in_every_round(
