@@ -225,10 +225,9 @@ async def _try(connection: asyncpg.Connection, capture: Capture) -> None:
     As the table's owner, whose rights the function has.
     """
     model, relation = capture.model, capture.relation
-    alias = sql.quote(model.table.partition(".")[2] or model.table)
-    row = source.names_of_expressions(model, alias)
+    alias = source.alias_of(model)
     names = {
-        **row,
+        **source.names_of_expressions(model, alias),
         "source": relation.name,
         "alias": alias,
         "outbox": capture.outbox.name,

@@ -88,7 +88,7 @@ class CaptureFunction:
     def _rows(self, table: str, *, is_gone: bool) -> str:
         """Read what messages need of these rows; of rows that *is_gone*, the payload is that of deleted ones."""
         model = self._model
-        alias = sql.quote(model.table.partition(".")[2] or model.table)
+        alias = source.alias_of(model)
 
         def listed(prefix: str, columns: list[str]) -> str:
             named = [f"{alias}.{sql.quote(name)} AS outboxd_{prefix}_{n}" for n, name in enumerate(columns, 1)]

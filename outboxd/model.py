@@ -68,7 +68,8 @@ class Candidate(msgspec.Struct, frozen=True):
 
     `due_at` is the due time that the find saw; a read under the lock checks that a message with it is still there.
     None: a turn of ours ended before the shard did, and any due message among those read will do. Messages up to
-    `after_id` have just been seen, and were all held. `is_new`: it was found by a new message.
+    `after_id` have just been seen, and were all held. `is_new`: it was found by a new message; or it goes on behind
+    messages that were all written since a bounded run began.
     """
 
     shard: ShardKey

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from outboxd import errors, inspection, sql
 from outboxd.registry import rows_now
 from outboxd.session import Session
-from outboxd.source import expression, refuse_row_security
+from outboxd.source import alias_of, expression, refuse_row_security
 from outboxd.turn import CATEGORY, OBJECT
 
 if TYPE_CHECKING:
@@ -164,7 +164,7 @@ async def statements_of(connection: Asks, model: ModelConfig, type_: str, schema
             f"{subject}: {model.object_identifier} is {found}, but the outbox has object identifiers of type {type_}",
             hint="A model receiver needs both of one kind: integers, uuids or texts.",
         )
-    alias = sql.quote(model.table.partition(".")[2] or model.table)
+    alias = alias_of(model)
     names = {
         "schema": sql.quote(schema),
         "source": relation.name,

@@ -144,8 +144,7 @@ async def _inspect_source(connection: asyncpg.Connection, model: ModelConfig) ->
             f"{subject}: its primary key {keys[0]} is of type {key_type}",
             hint="A walk goes along a primary key of one column, an integer or a uuid.",
         )
-    bare = model.table.partition(".")[2] or model.table
-    return Source(relation.oid, relation.name, sql.quote(bare), sql.quote(keys[0]), key_type)
+    return Source(relation.oid, relation.name, alias_of(model), sql.quote(keys[0]), key_type)
 
 
 def refuse_row_security(relation: Relation, subject: str) -> None:
@@ -160,6 +159,11 @@ def refuse_row_security(relation: Relation, subject: str) -> None:
             f"{subject}: row level security hides rows from this role, which would be passed over in silence",
             hint=f"Give the role BYPASSRLS, or ALTER TABLE {relation.name} DISABLE ROW LEVEL SECURITY.",
         )
+
+
+def alias_of(model: ModelConfig) -> str:
+    """Return the table's bare name, quoted: expressions of the configuration may use it."""
+    return sql.quote(model.table.partition(".")[2] or model.table)
 
 
 def names_of_expressions(model: ModelConfig, alias: str) -> dict[str, str]:

@@ -143,7 +143,7 @@ WHERE outboxd_stale.outboxd_object IS NULL
 -- write there: so it runs with the rights of the table's owner, as foreign keys' own actions do. What its writer could
 -- bend is fixed: where names are found (functions and operators in pg_catalog alone), how literals are read and values
 -- become text; where a policy would hide rows it fails.
--- Its plans are kept (here an INSERT of one row costs 20 µs more, an UPDATE 50; planned anew 140 and 500), so they must be
+-- Its plans are kept (here an INSERT of one row costs 20 µs more, an UPDATE 60; planned anew 140 and 500), so they must be
 -- right for one row and for a hundred thousand: joins by hashes, rows by their key. (Before PostgreSQL 18 a disabled node
 -- that cannot be avoided seems to cost so much that every statement would be compiled.) Kept plans know the table by its
 -- name; for a partition, or a table that was renamed, the name is put in each time.

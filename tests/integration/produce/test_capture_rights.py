@@ -242,6 +242,21 @@ async def test_a_role_that_does_not_own_the_table_cannot_migrate_it(
     assert await connection.fetchval("SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'outboxd_capture%'") == 0
 
 
+async def test_a_member_of_the_owner_may_migrate(connection: asyncpg.Connection, writer: asyncpg.Connection) -> None:
+    await migrate(connection, capturing(capture=False))
+    await connection.execute(
+        "GRANT capture_owner TO capture_writer; GRANT USAGE, CREATE ON SCHEMA outboxd TO capture_writer;"
+        "GRANT SELECT ON ALL TABLES IN SCHEMA outboxd TO capture_writer; GRANT SELECT ON outbox TO capture_writer"
+    )
+    with pytest.raises(errors.SchemaError) as refused:
+        await capture.install(writer, capturing())
+    assert "needs CREATE on schema outboxd" in str(refused.value.hint)
+    await connection.execute("GRANT CREATE ON SCHEMA outboxd TO capture_owner")
+    assert await capture.install(writer, capturing()) == ["table member: capture written"]
+    await writer.execute("INSERT INTO member VALUES (1, 7, 'a')")
+    assert await taken(connection) == [(7, 1, "insert")]
+
+
 @pytest.mark.usefixtures("writer")
 async def test_a_table_is_captured_for_one_schema(connection: asyncpg.Connection) -> None:
     await migrate(connection, capturing())
