@@ -32,17 +32,19 @@ def throughput(axes: Any, lines: list[Line]) -> None:
     for place, median in enumerate(medians):
         axes.text(median, place + 0.3, f"{median:,.0f}", va="center", fontsize=7)
     axes.set_xscale("log")
-    axes.set_xlabel("rows or jobs a second, median of all rounds; least and most")
+    axes.set_xlabel("jobs a second, median of all rounds; least and most")
 
 
 def held_snapshot(axes: Any, lines: list[Line]) -> None:
-    """Speed round by round behind a held snapshot, the first round being 1; the median of the times it was tried."""
+    """Speed round by round behind a held snapshot, the first round being 1; the median of the times that ended."""
     rounds = 1
     for line in tuned(lines):
         if line["held_jobs_s"]:
             tried = [[speed / speeds[0] for speed in speeds] for speeds in line["held_jobs_s"]]
             shares = [statistics.median(of_round) for of_round in zip(*tried, strict=True)]
-            axes.plot(range(1, len(shares) + 1), shares, marker="o", label=_name(line), color=_color(line, None))
+            times = "" if len(tried) == line["held_tried"] else f" ({len(tried)} of {line['held_tried']} times)"
+            label = _name(line) + times
+            axes.plot(range(1, len(shares) + 1), shares, marker="o", label=label, color=_color(line, None))
             rounds = max(rounds, len(shares))
     axes.set_xticks(range(1, 1 + rounds))
     axes.set_ylim(bottom=0)
@@ -54,7 +56,7 @@ def held_snapshot(axes: Any, lines: list[Line]) -> None:
 def latency(axes: Any, lines: list[Line]) -> None:
     """Which share of single messages was with its handler after so long."""
     for line in tuned(lines):
-        values = sorted(line["latency_ms"])
+        values = sorted(value for of_round in line["latency_ms"] for value in of_round)
         if values:
             shares = [(number + 1) / len(values) for number in range(len(values))]
             axes.plot(values, shares, label=_name(line), color=_color(line, None))

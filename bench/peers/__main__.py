@@ -2,7 +2,7 @@
 outboxd beside its peers: throughput, the same while a snapshot is held, and the latency of single messages.
 
 All run in turn on one embedded PostgreSQL with default durability, each in a database of its own, so the ratios mean
-something where absolute numbers do not. See `bench/README.md` for the method and for results.
+something where absolute numbers do not. See `bench/peers/README.md` for the method and for results.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import datetime
 import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,10 +23,11 @@ from typing import TypeVar
 
 import asyncpg
 
-from bench.peers.install import UnavailableError
+from bench.peers.install import ROOT, UnavailableError
 from bench.peers.measure import Bench, open_bench
 from bench.peers.process import FailedError
-from bench.peers.results import Measured, Run, table
+from bench.peers.report import markdown
+from bench.peers.results import Measured, Run
 from bench.peers.system import Entry, System, entries
 from bench.peers.systems import SYSTEMS
 from outboxd.embedded import embedded_postgres
@@ -50,13 +53,14 @@ class Amounts:
     messages_s: float
     jobs_max: int
     warm_up_rounds: int = 1
+    is_quick: bool = False
 
     def jobs(self, entry: Entry) -> int:
         return min(entry.settings.jobs, self.jobs_max)
 
 
 class Runner:
-    """All entries taking turns, and what came of each; `save` is called whenever all have had theirs."""
+    """All entries taking turns, and what came of each; `save` is called whenever one has had its turn."""
 
     def __init__(self, run: Run, amounts: Amounts, save: Callable[[Run], None]) -> None:
         self.run = run
@@ -82,12 +86,16 @@ class Runner:
                 await self._throughput(bench, measured, number)
                 if bench.entry.settings.latency and bench.entry.load.name == "W1":
                     await self._latency(bench, measured, number)
-            self._save(self.run)
+                self._save(self.run)
+        for bench, measured in self._lines:
+            if bench.entry.load.coalesces:
+                await self._calls(bench, measured)
+                self._save(self.run)
         for _ in range(self.amounts.held_times):
             for bench, measured in self._lines:
                 if bench.entry.settings.held and bench.entry.load.name == "W1":
                     await self._held(bench, measured)
-            self._save(self.run)
+                    self._save(self.run)
 
     async def close(self) -> None:
         for bench, _ in self._lines:
@@ -103,14 +111,23 @@ class Runner:
         messages, seconds = self.amounts.messages, self.amounts.messages_s
         found = await self._tried(measured, "latency", bench, lambda: bench.latency(messages, seconds))
         if found and number:
-            measured.latency_ms += [ran for ran, _ in found]
-            measured.commit_ms += [commit for _, commit in found]
+            measured.event_loop = bench.event_loop
+            measured.latency_ms.append([ran for ran, _ in found])
+            measured.commit_ms.append([commit for _, commit in found])
             middle = statistics.median(ran for ran, _ in found)
             _say(f"round {number}: {bench.entry.key}: {middle:.1f} ms, median of {len(found)} messages")
 
+    async def _calls(self, bench: Bench, measured: Measured) -> None:
+        measured.calls = await self._tried(measured, "calls", bench, lambda: bench.calls(measured.jobs))
+        if measured.calls is not None:
+            _say(f"{bench.entry.key}: {measured.calls:,} calls for {measured.jobs:,} jobs")
+
     async def _held(self, bench: Bench, measured: Measured) -> None:
+        """Tried every time: that it did not end once says little of the next time."""
         rounds = self.amounts.held_rounds
-        found = await self._tried(measured, "held snapshot", bench, lambda: bench.held(measured.jobs, rounds))
+        measured.held_tried += 1
+        what = f"held snapshot, time {measured.held_tried}"
+        found = await self._tried(measured, what, bench, lambda: bench.held(measured.jobs, rounds))
         if found:
             measured.held_jobs_s.append(found)
             _say(f"snapshot held: {bench.entry.key}: {', '.join(f'{speed:,.0f}' for speed in found)} jobs/s")
@@ -133,11 +150,14 @@ def _measured(entry: Entry, jobs: int) -> Measured:
     return Measured(
         key=entry.key,
         system=entry.system.name,
+        role=entry.system.role,
         version=environment.version(entry.system.package) if entry.system.package else "",
         language=environment.language,
         settings=entry.settings.name,
         values=dict(entry.settings.values),
         documented=entry.settings.documented,
+        by_trying=entry.settings.by_trying,
+        beyond=entry.settings.beyond,
         load=entry.load.name,
         jobs=jobs,
     )
@@ -168,20 +188,33 @@ def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
 
 async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
     able, left_out = install(systems)
+    date, revision = datetime.datetime.now(datetime.UTC).date().isoformat(), _revision()
     machine = f"{os.cpu_count()} processors, Python {platform.python_version()}"
     async with embedded_postgres(settings=SERVER) as dsn:
         connection = await asyncpg.connect(dsn)
         version = await connection.fetchval("SHOW server_version")
         await connection.close()
-        run = Run(machine, version, amounts.rounds, (os.getloadavg()[0], 0.0), left_out=left_out)
+        load = os.getloadavg()[0]
+        run = Run(date, revision, machine, version, amounts.rounds, (load, load), amounts.is_quick, left_out=left_out)
         runner = Runner(run, amounts, save)
         await runner.open(entries(able), dsn)
         try:
             await runner.measure()
         finally:
             await runner.close()
-    run.load_average = (run.load_average[0], os.getloadavg()[0])
     return run
+
+
+def _revision() -> str:
+    """Return the commit that is checked out, and whether something was changed since."""
+    try:
+        head, changes = (
+            subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return f"{head} with changes" if changes else head
 
 
 def main() -> None:
@@ -190,7 +223,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(keys)}; default: all")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="one round of at most 1,000 jobs: does everything work?")
-    parser.add_argument("--json", type=Path, help="write the figures of every round to this file")
+    parser.add_argument("--json", type=Path, help="write every round to this file, Markdown beside it")
     options = parser.parse_args()
     if unknown := set(options.names) - set(keys):
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
@@ -200,15 +233,20 @@ def main() -> None:
         options.rounds, min(options.rounds, HELD_TIMES), HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000
     )
     if options.quick:
-        amounts = Amounts(1, held_times=1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0)
+        amounts = Amounts(
+            1, 1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0, is_quick=True
+        )
 
     def save(run: Run) -> None:
+        run.load_average = (run.load_average[0], os.getloadavg()[0])
         if options.json:
-            options.json.write_text(json.dumps(dataclasses.asdict(run), indent=2))
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(run.as_json(), indent=2) + "\n")
+            options.json.with_suffix(".md").write_text(markdown(run) + "\n")
 
     run = asyncio.run(measure(chosen, amounts, save))
     save(run)
-    print(table(run))
+    print(markdown(run))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """
-The three measures: throughput, throughput round after round while a snapshot is held, the latency of single messages.
+The measures: throughput, the same round after round while a snapshot is held, the latency of single messages; and how
+often a handler is called where messages coalesce.
 
 Each starts the system's worker and ends it, so that nobody else's is awake.
 """
@@ -35,6 +36,8 @@ class Bench:
 
     def __init__(self, entry: Entry, dsn: str, connection: asyncpg.Connection) -> None:
         self.entry = entry
+        self.event_loop = ""
+        """What the worker runs on, where it has said so."""
         self._statements = entry.system.statements
         self._dsn = dsn
         self._connection = connection
@@ -86,7 +89,16 @@ class Bench:
                     found.append(figures)
                 if time.monotonic() > deadline:
                     break
+            self.event_loop = worker.event_loop
         return found
+
+    async def calls(self, jobs: int) -> int:
+        """Return how often the handler is called for that many jobs, some of which coalesce; no time is taken."""
+        await self._vacuum()
+        async with running(self.entry, self._dsn, timed=True) as worker:
+            await self._drained(worker, jobs)
+        await self._check()
+        return worker.ran.qsize()
 
     async def clear(self) -> None:
         """After a failure: what it left is not the next measure's."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 READY_S_MAX = 30.0
 STOP_S_MAX = 10.0
+LAST_WORDS_S_MAX = 1.0
 LINES_KEPT = 3
 SAID_MAX = 300
 LINE_BYTES_MAX = 1024 * 1024
@@ -33,6 +34,8 @@ class Worker:
     def __init__(self, process: asyncio.subprocess.Process, mark: str) -> None:
         self.ran: asyncio.Queue[tuple[int, int]] = asyncio.Queue()
         """A job's number, and the monotonic clock in nanoseconds."""
+        self.event_loop = ""
+        """What it runs on, where it has said so."""
         self._process = process
         self._mark = mark
         self._ready = asyncio.Event()
@@ -65,6 +68,7 @@ class Worker:
             except TimeoutError:
                 self._process.kill()
                 await self._process.wait()
+        await asyncio.wait([self._reader], timeout=LAST_WORDS_S_MAX)  # a child of its own may keep the pipe open
         self._reader.cancel()
         await asyncio.gather(self._reader, return_exceptions=True)
 
@@ -75,6 +79,9 @@ class Worker:
             words = text.split()
             if len(words) == 3 and words[0] == "ran":
                 self.ran.put_nowait((int(words[1]), int(words[2])))
+                continue
+            if len(words) == 2 and words[0] == "loop":
+                self.event_loop = words[1]
                 continue
             if self._mark in text:
                 self._ready.set()

@@ -1,14 +1,17 @@
-"""What was measured, as values: they become JSON and a table, here and in the rest of the harness."""
+"""What was measured, as values: they become JSON here, and Markdown in `report.py`."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
 import statistics
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-NONE = "-"
+if TYPE_CHECKING:
+    from bench.peers.system import Role
+
+EACH_SHARE_SEEN = 100
+"""With fewer values than this a 99th percentile would lie beyond all of them."""
 
 
 @dataclasses.dataclass
@@ -17,87 +20,84 @@ class Measured:
 
     key: str
     system: str
+    role: Role
     version: str
     language: str
     settings: str
     values: dict[str, object]
     documented: str
+    by_trying: str
+    beyond: bool
     load: str
     jobs: int
     jobs_s: list[float] = dataclasses.field(default_factory=list)
+    calls: int | None = None
+    """How often the handler was called for the jobs of a round; None: once for each."""
     held_jobs_s: list[list[float]] = dataclasses.field(default_factory=list)
     """Round after round while another session holds a snapshot that is older than all of them; a list each time."""
-    latency_ms: list[float] = dataclasses.field(default_factory=list)
-    """From sending COMMIT until the handler ran, of single messages."""
-    commit_ms: list[float] = dataclasses.field(default_factory=list)
+    held_tried: int = 0
+    """How many times that was tried: more often than `held_jobs_s` has lists where some did not end."""
+    latency_ms: list[list[float]] = dataclasses.field(default_factory=list)
+    """From sending COMMIT until the handler ran, of single messages; a list for each round."""
+    commit_ms: list[list[float]] = dataclasses.field(default_factory=list)
     """What the COMMIT of each of these took: a part of the above."""
+    event_loop: str = ""
+    """What it said it ran on, where it is Python."""
     errors: list[str] = dataclasses.field(default_factory=list)
 
     @property
+    def title(self) -> str:
+        return f"{self.system}, {self.settings}"
+
+    @property
     def held_ratio(self) -> float | None:
-        """The last round's speed against the first's, the median of all times."""
+        """The last round's speed against the first's, the median of all times that ended."""
         return statistics.median(found[-1] / found[0] for found in self.held_jobs_s) if self.held_jobs_s else None
+
+    @property
+    def messages(self) -> list[float]:
+        """The latencies of all rounds."""
+        return [value for values in self.latency_ms for value in values]
 
 
 @dataclasses.dataclass
 class Run:
     """One run of everything."""
 
+    date: str
+    revision: str
+    """Of the repository; with what was changed since, or unknown."""
     machine: str
     postgresql: str
     rounds: int
     load_average: tuple[float, float]
     """Of one minute, before and after: above what the run itself needs, others were at work."""
+    is_quick: bool = False
     measured: list[Measured] = dataclasses.field(default_factory=list)
     left_out: dict[str, str] = dataclasses.field(default_factory=dict)
     """Systems that this machine cannot run, and why."""
 
+    @property
+    def event_loop(self) -> str:
+        """What outboxd ran on."""
+        return next((line.event_loop for line in self.measured if line.role == "own" and line.event_loop), "unknown")
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """Return the smallest value that `share` of them do not exceed."""
-    return sorted(values)[math.ceil(share * len(values)) - 1]
+    def own(self, load: str) -> Measured | None:
+        """Return outboxd's own line that others are compared with: the first, with NOTIFY."""
+        return next((line for line in self.measured if line.role == "own" and line.load == load), None)
 
-
-def table(run: Run) -> str:
-    """Return Markdown."""
-    rivals = {measured.load: measured for measured in reversed(run.measured) if measured.system == "outboxd"}
-    lines = [
-        "| system | version | settings | load | jobs | jobs/s, median | min | max | outboxd is faster by "
-        "| held snapshot: last round / first | latency p50, ms | p99, ms | of messages |",
-        "|---|---|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
-        *(_line(measured, rivals.get(measured.load)) for measured in run.measured),
-    ]
-    lines += [
-        "",
-        f"{run.machine}; PostgreSQL {run.postgresql}; {run.rounds} rounds; load average "
-        f"{run.load_average[0]:.1f} before, {run.load_average[1]:.1f} after.",
-    ]
-    lines += ["", *(_settings(measured) for measured in run.measured if measured.values or measured.documented)]
-    notes = [f"- {name}: left out: {why}" for name, why in run.left_out.items()]
-    notes += [
-        f"- {measured.system}, {measured.settings}: {error}" for measured in run.measured for error in measured.errors
-    ]
-    return "\n".join([*lines, *(["", *notes] if notes else [])])
+    def as_json(self) -> dict[str, object]:
+        return dataclasses.asdict(self) | {"event_loop": self.event_loop}
 
 
-def _settings(measured: Measured) -> str:
-    values = f" `{json.dumps(measured.values)}`" if measured.values else ""
-    source = f" ({measured.documented})" if measured.documented else ""
-    return f"- {measured.system}, {measured.settings}, {measured.load}:{values}{source}"
+def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    """Return round for round how many times the others the values are; of the rounds that both have."""
+    return [value / other for value, other in zip(values, others, strict=False)]
 
 
-def _line(measured: Measured, rival: Measured | None) -> str:
-    cells = [measured.system, measured.version, measured.settings, measured.load, f"{measured.jobs:,}"]
-    speeds = measured.jobs_s
-    cells += [_number(pick(speeds)) for pick in (statistics.median, min, max)] if speeds else [NONE] * 3
-    ratio = statistics.median(rival.jobs_s) / statistics.median(speeds) if rival and rival.jobs_s and speeds else None
-    cells.append(NONE if ratio is None else f"{_number(ratio)} x")
-    cells.append(NONE if measured.held_ratio is None else f"{measured.held_ratio:.2f}")
-    latencies = measured.latency_ms
-    cells += [f"{percentile(latencies, share):.1f}" for share in (0.5, 0.99)] if latencies else [NONE] * 2
-    cells.append(str(len(latencies)) if latencies else NONE)
-    return f"| {' | '.join(cells)} |"
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 50th and the 99th; of fewer than a hundred values the median and the largest."""
+    if len(values) < EACH_SHARE_SEEN:
+        return statistics.median(values), max(values)
+    cuts = statistics.quantiles(values, n=100)
+    return cuts[49], cuts[98]

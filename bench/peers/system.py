@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from bench.peers.install import Environment
 
 WORKERS = Path(__file__).parent / "workers"
+Role = Literal["own", "peer", "ancestor"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,11 +23,18 @@ class Load:
     """None: all of them in one shard."""
     objects_a_shard: int
 
+    @property
+    def coalesces(self) -> bool:
+        """Whether a shard has several messages about one object, so there may be fewer deliveries than messages."""
+        return self.rows_a_shard is None or self.rows_a_shard > self.objects_a_shard
+
     def shard_rows(self, jobs: int) -> int:
         return self.rows_a_shard or jobs
 
 
 W1 = Load("W1", rows_a_shard=10, objects_a_shard=10)
+W1_LONG = Load("W1 x 10", rows_a_shard=10, objects_a_shard=10)
+"""W1 with ten times as many messages: a speed that is held for seconds."""
 W2 = Load("W2", rows_a_shard=100, objects_a_shard=10)
 W3 = Load("W3", rows_a_shard=None, objects_a_shard=100)
 
@@ -38,10 +46,14 @@ class Settings:
     name: str
     """`defaults`, or `tuned`: the best for throughput of those that its documentation names."""
     jobs: int
-    """How many make a round of some seconds."""
+    """How many make a round: of a peer some seconds, of outboxd less than one."""
     values: Mapping[str, object] = dataclasses.field(default_factory=dict)
     documented: str = ""
-    """Where the settings are recommended or described; where they were chosen by trying, that too."""
+    """Where the settings are recommended or described."""
+    by_trying: str = ""
+    """What of them the documentation leaves open."""
+    beyond: bool = False
+    """Tuned beyond what its documentation says: reported, but apart from the goals."""
     loads: tuple[Load, ...] = (W1,)
     pause_s: float = 0.03
     """Single messages are at most so far apart: where a system polls, its interval, so they meet every phase of it."""
@@ -63,8 +75,9 @@ class Statements:
     """A value that only what is put in from now on is above."""
     undone: str
     """
-    Tells whether anything above $1 is not done. Asked every few milliseconds, so it begins where the last job lies:
-    at the other end of the index it would read all that died since.
+    Tells whether anything above $1 is not done; nothing or false: all is. Asked every few milliseconds, so it begins
+    where the last job lies: at the other end of the index it would read all that died since. A scalar subquery, never
+    EXISTS: that one forgets its ORDER BY.
     """
     left: str
     """Counts what was not done well. Asked once, after the clock has stopped."""
@@ -88,6 +101,7 @@ class System:
     """Runs as `program setup|work SETTINGS` in the environment; `workers/worker.py` says what is expected of it."""
     settings: tuple[Settings, ...]
     statements: Statements
+    role: Role = "peer"
     ready: str = "ready"
     """What the line has in it by which the process says that it takes jobs."""
 

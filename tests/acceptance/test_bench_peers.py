@@ -35,9 +35,16 @@ async def test_outboxd_and_the_ancestor_are_measured_in_one_run(tmp_path: Path) 
     }
     assert all(len(line["jobs_s"]) == 1 for line in run["measured"])
     assert [len(found) for found in measured["outboxd_notify_w1"]["held_jobs_s"]] == [2]
-    assert len(measured["outboxd_notify_w1"]["latency_ms"]) == 10
+    assert [len(of_round) for of_round in measured["outboxd_notify_w1"]["latency_ms"]] == [10]
+    assert measured["outboxd_notify_w2"]["calls"] == measured["ancestor_five_ranges_w2"]["calls"] == 100
+    assert measured["outboxd_notify_w1"]["calls"] is None
+    assert (run["event_loop"], run["is_quick"]) == ("uvloop", True)
 
     fast, slow = measured["outboxd_notify_w1"], measured["ancestor_five_ranges_w1"]
     assert fast["jobs_s"][0] > slow["jobs_s"][0]
     assert "| outboxd |" in output.decode()
     assert "| ancestor's algorithm |" in output.decode()
+    written = figures.with_suffix(".md").read_text()
+    assert written == output.decode()
+    assert run["revision"] in written
+    assert "W3: outboxd / the ancestor's algorithm" in written

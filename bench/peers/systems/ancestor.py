@@ -13,6 +13,7 @@ ANCESTOR = System(
     key="ancestor",
     name="ancestor's algorithm",
     package=None,
+    role="ancestor",
     environment=Environment(),
     program=Path(__file__).parent.parent / "ancestor.py",
     settings=(

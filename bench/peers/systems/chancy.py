@@ -24,9 +24,7 @@ def statements(function: str) -> Statements:
         enqueue=push.format(source="(SELECT $1::bigint AS n)"),
         base="SELECT uuidv7()",
         undone="""
-            SELECT EXISTS (
-                SELECT FROM chancy_jobs WHERE id > $1 AND state <> 'succeeded' ORDER BY id DESC LIMIT 1
-            )
+            SELECT (SELECT true FROM chancy_jobs WHERE id > $1 AND state <> 'succeeded' ORDER BY id DESC LIMIT 1)
         """,
         left="SELECT count(*) FROM chancy_jobs WHERE state <> 'succeeded'",
         vacuum="chancy_jobs",
@@ -61,7 +59,8 @@ CHANCY_ASYNC = System(
                 "quiet": True,
                 "uvloop": True,
             },
-            "its reference of Queue, Worker and the asynchronous executor; the numbers by trying",
+            "its reference of Queue, of Worker (whose send_outgoing_interval is an attribute) and of the executors",
+            "the numbers; uvloop",
         ),
     ),
     statements=statements("handle_async"),

@@ -20,12 +20,18 @@ OBAN = System(
     environment=PythonEnvironment("oban", minimum=(3, 12)),
     program=WORKERS / "oban_worker.py",
     settings=(
-        Settings("defaults", 10_000, {"queue": 10}, "the limit that the examples of its guide on queues have"),
+        Settings(
+            "defaults",
+            10_000,
+            {"queue": 10, "uvloop": True},
+            "the limit that the examples of its guide on queues have; its command `oban start`, which runs on uvloop",
+        ),
         Settings(
             "tuned",
             20_000,
             {"queue": {"limit": 200}, "uvloop": True},
-            "its guide on queues; the numbers by trying",
+            "its guide on queues",
+            "the limit of 200",
         ),
     ),
     statements=Statements(
@@ -33,9 +39,7 @@ OBAN = System(
         enqueue=INSERT.format(source="(SELECT $1::bigint AS n)"),
         base="SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('oban_jobs', 'id')), 0)",
         undone="""
-            SELECT EXISTS (
-                SELECT FROM oban_jobs WHERE id > $1 AND state <> 'completed' ORDER BY id DESC LIMIT 1
-            )
+            SELECT (SELECT true FROM oban_jobs WHERE id > $1 AND state <> 'completed' ORDER BY id DESC LIMIT 1)
         """,
         left="SELECT count(*) FROM oban_jobs WHERE state <> 'completed'",
         vacuum="oban_jobs",

@@ -21,19 +21,20 @@ PGQUEUER = System(
     environment=PythonEnvironment("python"),
     program=WORKERS / "pgqueuer_worker.py",
     settings=(
-        Settings("defaults", 20_000),
+        Settings("defaults", 20_000, {"uvloop": True}, "its command `pgq run`, which runs on uvloop"),
         Settings(
             "tuned",
             50_000,
             {"batch_size": 250, "uvloop": True, "autovac": True},
-            "its guide on performance tuning (batch_size for short jobs, pgq autovac); number and uvloop by trying",
+            "its guide on performance tuning: a larger batch_size for short jobs, `pgq autovac`",
+            "the batch_size of 250",
         ),
     ),
     statements=Statements(
         fill=INSERT.replace("{source}", "generate_series(1, {jobs}) AS n"),
         enqueue=INSERT.format(source="(SELECT $1::bigint AS n)"),
         base="SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('pgqueuer', 'id')), 0)",
-        undone="SELECT EXISTS (SELECT FROM pgqueuer WHERE id > $1 ORDER BY id DESC LIMIT 1)",
+        undone="SELECT (SELECT true FROM pgqueuer WHERE id > $1 ORDER BY id DESC LIMIT 1)",
         left="""
             SELECT (SELECT count(*) FROM pgqueuer) + (SELECT count(*) FROM pgqueuer_log WHERE status = 'exception')
         """,

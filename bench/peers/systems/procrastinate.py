@@ -24,7 +24,8 @@ PROCRASTINATE = System(
             "tuned",
             3_000,
             {"concurrency": 5, "fetch_job_polling_interval": 0.2, "uvloop": True},
-            "its reference of the worker's options; the numbers by trying: more at once, and deleting, are slower",
+            "its reference of the worker's options",
+            "the numbers (more at once, and deleting what is done, are slower); uvloop",
         ),
     ),
     statements=Statements(
@@ -32,8 +33,9 @@ PROCRASTINATE = System(
         enqueue=DEFER.format(source="(SELECT $1::bigint AS n)"),
         base="SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('procrastinate_jobs', 'id')), 0)",
         undone="""
-            SELECT EXISTS (
-                SELECT FROM procrastinate_jobs WHERE id > $1 AND status IN ('todo', 'doing') ORDER BY id DESC LIMIT 1
+            SELECT (
+                SELECT true FROM procrastinate_jobs
+                WHERE id > $1 AND status IN ('todo', 'doing') ORDER BY id DESC LIMIT 1
             )
         """,
         left="SELECT count(*) FROM procrastinate_jobs WHERE status <> 'succeeded'",

@@ -22,11 +22,13 @@ async def setup(settings: worker.Settings) -> None:
 
 
 async def work(settings: worker.Settings) -> None:
-    async with make(settings) as chancy, Worker(chancy) as running:
-        if "send_outgoing_interval" in settings:
-            running.send_outgoing_interval = settings["send_outgoing_interval"]
-        worker.ready()
-        await running.wait_for_shutdown()
+    async with make(settings) as chancy:
+        running = Worker(chancy)
+        # How often what is done is written: an attribute and no argument, says its reference (`Worker.queue_update`).
+        running.send_outgoing_interval = settings.get("send_outgoing_interval", running.send_outgoing_interval)
+        async with running:
+            worker.ready()
+            await running.wait_for_shutdown()
 
 
 if __name__ == "__main__":  # its process executor imports this again

@@ -4,12 +4,14 @@ What every worker process has in common. It runs in the environment of its syste
 `program setup SETTINGS` makes the schema and ends; `program work SETTINGS` works until SIGTERM. SETTINGS is a JSON
 object. The database is named by libpq's variables (PGHOST, PGPORT, PGUSER, PGDATABASE). When a worker takes jobs it
 prints `ready`. Its handler does nothing; with BENCH_TIMED in the environment it prints `ran N T` instead: the number
-in the job and the monotonic clock, which all processes of a machine share, in nanoseconds.
+in the job and the monotonic clock, which all processes of a machine share, in nanoseconds. After number 0, which is
+not counted, it also prints `loop NAME`: the event loop that it runs on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -31,6 +33,9 @@ def ran(number: object) -> None:
     if TIMED:
         now = time.monotonic_ns()
         print(f"ran {number} {now}", flush=True)
+        if str(number) == "0":
+            with contextlib.suppress(RuntimeError):  # a plain function in a process of its own
+                print(f"loop {type(asyncio.get_running_loop()).__module__.split('.')[0]}", flush=True)
 
 
 def on_stop(stop: Callable[[], object]) -> None:

@@ -1,0 +1,106 @@
+"""What the comparison with peers makes of its figures: ratios round by round, percentiles, goals and their verdicts."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import pytest
+
+from bench.peers.goals import beyond, goals, sentences
+from bench.peers.report import markdown, table
+from bench.peers.results import Measured, Run, percentiles, ratios
+from bench.peers.system import W1, W1_LONG, W2, W3
+from bench.peers.systems import SYSTEMS
+
+
+def line(system: str, settings: str = "tuned", load: str = "W1", **values: Any) -> Measured:
+    role = {"outboxd": "own", "ancestor": "ancestor"}.get(system, "peer")
+    language = "Node v22" if system == "Node peer" else "Python 3.11"
+    given: dict[str, Any] = {"values": {}, "documented": "", "by_trying": "", "beyond": False, "jobs": 1_000} | values
+    return Measured(f"{system}_{settings}", system, role, "1.0", language, settings, load=load, **given)  # type: ignore[arg-type]
+
+
+def run_of(*lines: Measured) -> Run:
+    return Run("2026-01-01", "abc with changes", "2 processors", "18", 3, (0.1, 0.2), measured=list(lines))
+
+
+OWN = line("outboxd", "NOTIFY", jobs_s=[100.0, 200.0, 300.0], latency_ms=[[1.0, 2.0], [1.0, 2.0], [1.0, 2.0]])
+
+
+def test_ratios_are_made_round_by_round() -> None:
+    assert ratios([100.0, 200.0, 300.0], [10.0, 40.0]) == [10.0, 5.0]
+    peer = line("Python peer", jobs_s=[10.0, 40.0, 100.0])  # of the medians it would be 5.0, too, but up to 30
+    assert "| 5 x (3 to 10) |" in table(run_of(OWN, peer))
+
+
+def test_percentiles_of_many_values_are_those_of_the_other_benchmarks() -> None:
+    values = [float(number) for number in range(500)]
+    cuts = statistics.quantiles(values, n=100)
+    assert percentiles(values) == (cuts[49], cuts[98])
+
+
+def test_percentiles_of_few_values_do_not_lie_beyond_them() -> None:
+    assert percentiles([float(number) for number in range(1, 29)]) == (14.5, 28.0)
+    assert percentiles([7.0]) == (7.0, 7.0)
+
+
+def test_the_fastest_peers_are_those_with_the_best_median() -> None:
+    often_slow = line("Node peer", "defaults", jobs_s=[5.0, 5.0, 99.0])
+    fastest = line("Node peer", "tuned", jobs_s=[20.0, 50.0, 50.0])
+    python = line("Python peer", jobs_s=[10.0, 10.0, 10.0])
+    further = line("Node peer", "tuned further", jobs_s=[90.0, 90.0, 90.0], beyond=True, by_trying="a number")
+    run = run_of(OWN, often_slow, fastest, python, further)
+
+    found = {series.label: series for each in goals(run) for series in each.series}
+    assert found["outboxd / the fastest peer (Node peer, tuned)"].values == [5.0, 4.0, 6.0]
+    assert found["outboxd / the fastest Python peer (Python peer, tuned)"].values == [10.0, 20.0, 30.0]
+    assert [series.label for each in beyond(run) for series in each.series] == [
+        "W1: outboxd / Node peer, tuned further"
+    ]
+
+
+def test_goals_are_judged_by_the_median() -> None:
+    ancestors = [line("ancestor", "five ranges", load, jobs_s=[1.0, 2.0, 2.0]) for load in ("W1", "W2")]
+    own = [OWN, line("outboxd", "NOTIFY", "W2", jobs_s=[20.0, 38.0, 90.0])]
+    met = {each.name: each.series[0].is_met for each in goals(run_of(*own, *ancestors))}
+    assert met == {"W1": True, "W2": True}
+    own[1].jobs_s[2] = 39.0
+    assert not goals(run_of(*own, *ancestors))[1].series[0].is_met
+
+
+@pytest.mark.parametrize(("of_peer", "verdict"), [(1.6, "yes"), (1.4, "no")])
+def test_outboxd_is_ahead_where_no_peer_is_sooner(of_peer: float, verdict: str) -> None:
+    later = line("Node peer", latency_ms=[[9.0], [9.0], [9.0]])
+    peer = line("Python peer", latency_ms=[[of_peer], [of_peer], [of_peer]])
+    text = sentences(run_of(OWN, later, peer))[0]
+    assert (
+        text == f"Latency p50, ahead of every peer: **{verdict}**, 1.50 ms beside {of_peer:.2f} of Python peer, tuned."
+    )
+
+
+def test_a_held_snapshot_says_how_often_it_ended() -> None:
+    peer = line("Python peer", held_jobs_s=[[100.0, 83.0]], held_tried=3)
+    never = line("Node peer", held_tried=3)
+    lines = table(run_of(peer, never)).splitlines()
+    assert lines[2].endswith("| 0.83 (1 of 3) |")
+    assert lines[3].endswith("| none (0 of 3) |")
+
+
+def test_the_report_says_where_it_comes_from() -> None:
+    own = line("outboxd", "NOTIFY", jobs_s=[1.0], event_loop="uvloop", calls=100)
+    text = markdown(run_of(own))
+    assert "revision abc with changes" in text
+    assert "event loop: uvloop" in text
+    assert "1,000 messages are 100 calls of a receiver, so 0.1 calls/s" in text
+
+
+def test_only_loads_with_several_messages_an_object_coalesce() -> None:
+    assert [load.coalesces for load in (W1, W1_LONG, W2, W3)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: f"{system.key}-{system.settings[0].name}")
+def test_what_is_undone_is_asked_in_the_order_that_is_written(system: Any) -> None:
+    """PostgreSQL forgets the ORDER BY of an EXISTS, and would read all that died in the round."""
+    assert "EXISTS" not in system.statements.undone
+    assert "ORDER BY" in system.statements.undone
