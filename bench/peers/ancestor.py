@@ -134,5 +134,16 @@ async def setup() -> None:
     await connection.close()
 
 
+def main() -> None:
+    """Run on the event loop that outboxd runs on here, or the loops would be compared, too."""
+    factory = None
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(setup() if sys.argv[1] == "setup" else work())
+
+
 if __name__ == "__main__":
-    asyncio.run(setup() if sys.argv[1] == "setup" else work())
+    main()
