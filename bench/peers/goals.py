@@ -26,7 +26,7 @@ def beyond(run: Run) -> list[Table]:
     tables = []
     for line in run.measured:
         if line.beyond:
-            speed = _ratio(run, line, f"W1: outboxd / {line.title}")
+            speed = _ratio(run, line, f"W1, outboxd / a peer ({line.title})")
             tables.append(Table(line.title, f"Not documented: {line.by_trying}.", [*speed, *_latencies(run, [line])]))
     return [table for table in tables if table.series]
 
@@ -76,9 +76,9 @@ def _latencies(run: Run, peers: list[Measured], at_most: float | None = None) ->
     own, series = run.own("W1"), []
     for place, name in enumerate(PERCENTILES):
         if own and (nearest := _nearest(own, peers, place)):
-            label = f"{name}, outboxd / the best peer ({nearest.title})" if len(peers) > 1 else f"{name}, outboxd / it"
+            other = "the best peer" if at_most else "a peer"
             values = latency_ratios(own, nearest, place)
-            series.append(Series(label, 2, at_most=at_most, values=values))
+            series.append(Series(f"{name}, outboxd / {other} ({nearest.title})", 2, at_most=at_most, values=values))
     return series
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
+from bench.peers.__main__ import Amounts, Runner
 from bench.peers.goals import beyond, goals, sentences
+from bench.peers.process import FailedError
 from bench.peers.report import markdown, table
 from bench.peers.results import Measured, Run, percentiles, ratios
-from bench.peers.system import W1, W1_LONG, W2, W3
+from bench.peers.system import W1, W1_LONG, W2, W3, Entry
 from bench.peers.systems import SYSTEMS
 
 
@@ -56,7 +58,7 @@ def test_the_fastest_peers_are_those_with_the_best_median() -> None:
     assert found["outboxd / the fastest peer (Node peer, tuned)"].values == [5.0, 4.0, 6.0]
     assert found["outboxd / the fastest Python peer (Python peer, tuned)"].values == [10.0, 20.0, 30.0]
     assert [series.label for each in beyond(run) for series in each.series] == [
-        "W1: outboxd / Node peer, tuned further"
+        "W1, outboxd / a peer (Node peer, tuned further)"
     ]
 
 
@@ -85,6 +87,35 @@ def test_a_held_snapshot_says_how_often_it_ended() -> None:
     lines = table(run_of(peer, never)).splitlines()
     assert lines[2].endswith("| 0.83 (1 of 3) |")
     assert lines[3].endswith("| none (0 of 3) |")
+
+
+class Unwilling:
+    """A bench whose first time behind a held snapshot does not end."""
+
+    def __init__(self) -> None:
+        system = next(system for system in SYSTEMS if system.key == "outboxd")
+        self.entry = Entry(system, system.settings[0], W1)
+        self.times = 0
+
+    async def held(self, jobs: int, rounds: int) -> list[float]:
+        self.times += 1
+        if self.times == 1:
+            raise FailedError(f"{jobs} of {jobs} jobs not done")
+        return [100.0] * rounds
+
+    async def clear(self) -> None: ...
+
+
+async def test_a_time_that_did_not_end_does_not_keep_the_others_from_being_tried() -> None:
+    saved: list[int] = []
+    measured = line("outboxd", "NOTIFY")
+    amounts = Amounts(0, held_times=3, held_rounds=2, messages=0, messages_s=0.0, jobs_max=0, warm_up_rounds=0)
+    runner = Runner(run_of(measured), amounts, lambda run: saved.append(len(run.measured[0].held_jobs_s)))
+    runner._lines.append((Unwilling(), measured))  # type: ignore[arg-type]
+    await runner.measure()
+    assert (measured.held_tried, measured.held_jobs_s) == (3, [[100.0, 100.0], [100.0, 100.0]])
+    assert measured.errors == ["held snapshot, time 1: 1000 of 1000 jobs not done"]
+    assert saved == [0, 1, 2]
 
 
 def test_the_report_says_where_it_comes_from() -> None:
