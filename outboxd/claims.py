@@ -207,9 +207,8 @@ class Claims:
             StoreUnavailable, StatementFailed: The session is lost, and every claim won on it.
         """
         current = self._current()
-        keys = [c.lock_key for c in candidates]
-        rows = await self._fetch(current, "claim", SHARD_CLASS, keys)
-        won = {row[0] for row in rows if row[1]}
+        rows = await self._fetch(current, "claim", SHARD_CLASS, sql.array_text(c.lock_key for c in candidates))
+        won = set(rows[0][0])
         return [Claim(c.shard, c.lock_key, current) for c in candidates if c.lock_key in won]
 
     async def release(self, claims: Sequence[Claim]) -> None:
@@ -218,7 +217,7 @@ class Claims:
         if not keys:
             return
         current = self._current()
-        rows = await self._fetch(current, "release", SHARD_CLASS, keys)
+        rows = await self._fetch(current, "release", SHARD_CLASS, sql.array_text(keys))
         if rows[0][0]:
             self._end(current)
             raise errors.StoreUnavailable(f"{rows[0][0]} shard locks were not held: the claim session is closed")

@@ -60,6 +60,7 @@ class Drain:
         self._suspects = asyncio.Lock()
         self._breath_at = 0.0
         self._breaths = 0
+        self._slice_has_begun = False
         self._breath: asyncio.Event | None = None
         self.tracer = tracing.tracer()
 
@@ -68,8 +69,13 @@ class Drain:
         try:
             while self.drainers <= self._live.drain.concurrency:
                 try:
-                    if not await self._take_turn():
-                        return
+                    taken = self.queue.get_nowait()
+                    if taken is None:  # it has to wait, or to end
+                        taken = await self.queue.get()
+                        if taken is None:
+                            return
+                        self._begin_slice()
+                    await self.drain_shard(*taken)
                 except asyncio.CancelledError:
                     if is_being_ended():
                         raise
@@ -78,44 +84,33 @@ class Drain:
         finally:
             self.drainers -= 1
 
-    async def _take_turn(self) -> bool:
-        taken = await self.queue.get()
-        if taken is None:
-            return False
-        await self.work_off(*taken)
-        return True
-
-    async def work_off(self, lane: Lane, turn: Turn) -> None:
-        """Take a turn from its beginning to its end; what was delivered is with the settler then."""
-        is_delivering.set(True)
-        lane.begin(turn)
-        turn.interrupted = True
-        try:
-            await self.drain_shard(lane, turn)
-            turn.interrupted = False
-        except Exception:  # ours, not a receiver's: one shard must not end the others
-            log.exception("shard.crashed", outbox=lane.outbox.name, shard=[str(p) for p in turn.claim.shard])
-        finally:
-            lane.end(turn)
-
     async def drain_shard(self, lane: Lane, turn: Turn) -> None:
         """
         Deliver a turn's groups, one after another, until one blocks the shard or a bound is reached.
 
         Each ending goes to the settler, in order; what has none stays in the outbox.
         """
+        is_delivering.set(True)
+        lane.begin(turn)
+        turn.interrupted = True
         try:
-            if self._live.prepared:
-                await self._drain_prepared(lane, turn)
-            else:
-                await self._drain(lane, turn)
-        except errors.OutboxdError as exc:  # a payload or a preparation; what receivers raise is an outcome
-            if self._must_end(lane, turn):
-                turn.unfinished = True
-                return
-            turn.unreadable = True
-            shard, hint = [str(part) for part in turn.claim.shard], exc.hint or None
-            log.warning("shard.unreadable", outbox=lane.outbox.name, shard=shard, error=str(exc), hint=hint)
+            try:
+                await (self._drain_prepared(lane, turn) if self._live.prepared else self._drain(lane, turn))
+            except errors.OutboxdError as exc:  # a payload or a preparation; what receivers raise is an outcome
+                self._give_up(lane, turn, exc)
+            turn.interrupted = False
+        except Exception:  # ours, not a receiver's: one shard must not end the others
+            log.exception("shard.crashed", outbox=lane.outbox.name, shard=[str(p) for p in turn.claim.shard])
+        finally:
+            lane.end(turn)
+
+    def _give_up(self, lane: Lane, turn: Turn, exc: errors.OutboxdError) -> None:
+        if self._must_end(lane, turn):
+            turn.unfinished = True
+            return
+        turn.unreadable = True
+        shard, hint = [str(part) for part in turn.claim.shard], exc.hint or None
+        log.warning("shard.unreadable", outbox=lane.outbox.name, shard=shard, error=str(exc), hint=hint)
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:
         turn.slice_at = time.monotonic()
@@ -141,6 +136,7 @@ class Drain:
                 continue
             lane.settler.hand_over(turn)  # what was delivered is not to wait for this one
             outcome = await rest
+            self._begin_slice(moment)
             if outcome is None:
                 turn.delivered.append(group)
                 lane.settler.hand_over(turn)
@@ -220,6 +216,24 @@ class Drain:
             asyncio.get_running_loop().call_soon(self._end_breath, self._breath)
         await self._breath.wait()
         turn.slice_at = time.monotonic()
+
+    def _begin_slice(self, since: int | None = None) -> None:
+        """
+        Note that a drainer goes on after it has waited: the event loop has just turned, and a breath is not due yet.
+
+        With *since* only if anything else has run since that moment.
+
+        Once a turn of the loop: if many drainers go on at the same time, the later ones breathe.
+        """
+        if self._slice_has_begun or since == self._breaths + self._delivery.suspensions:
+            return
+        self._slice_has_begun = True
+        self._breaths += 1
+        self._breath_at = time.monotonic() + SLICE_S
+        asyncio.get_running_loop().call_soon(self._loop_turned)
+
+    def _loop_turned(self) -> None:
+        self._slice_has_begun = False
 
     def _end_breath(self, breath: asyncio.Event) -> None:
         self._breaths += 1

@@ -93,20 +93,22 @@ class Queue:
     async def get(self) -> tuple[Lane, Turn] | None:
         """Take the next turn; None when the queue is closed and empty."""
         while True:
-            for lane in list(self._turns):
-                if not lane.settler.is_full or lane.is_closed:
-                    return lane, self._take(lane)
-            if self._closed and not self._turns:
-                return None
+            taken = self.get_nowait()
+            if taken is not None or (self._closed and not self._turns):
+                return taken
             self._arrived.clear()
             await self._arrived.wait()
 
-    def _take(self, lane: Lane) -> Turn:
-        turns = self._turns.pop(lane)
-        turn = turns.popleft()
-        if turns:
-            self._turns[lane] = turns  # behind the others
-        return turn
+    def get_nowait(self) -> tuple[Lane, Turn] | None:
+        """Take the next turn; None when there is none that may be drained now."""
+        for lane in self._turns:
+            if not lane.settler.is_full or lane.is_closed:
+                turns = self._turns.pop(lane)
+                turn = turns.popleft()
+                if turns:
+                    self._turns[lane] = turns  # behind the others
+                return lane, turn
+        return None
 
     def wants_drainer(self, lane: Lane) -> bool:
         """Whether turns of this outbox wait for nothing but a drainer."""

@@ -6,6 +6,7 @@ Standard output belongs to results. Libraries and receivers that use `logging` c
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import sys
@@ -108,13 +109,18 @@ def mask_secrets(_logger: WrappedLogger, _method: str, event: EventDict) -> Even
     for key, value in event.items():
         if key in _DSN_KEYS and isinstance(value, str):
             event[key] = dsn.masked(value)
-        elif any(word in key.lower() for word in _SECRET_WORDS) and value:
+        elif _names_secret(key) and value:
             event[key] = "***"
         elif isinstance(value, str):
             event[key] = dsn.masked_within(value)
         elif isinstance(value, BaseException):
             event[key] = dsn.masked_within(f"{type(value).__name__}: {value}")
     return event
+
+
+@functools.lru_cache(maxsize=1_000)
+def _names_secret(key: str) -> bool:
+    return any(word in key.lower() for word in _SECRET_WORDS)
 
 
 def _shared() -> list[Processor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -222,8 +222,9 @@ class Outbox:
 
     async def read_scheduled_from(self, message_ids: Sequence[int]) -> dict[int, Instant]:
         """Tell when the attempts of these messages were scheduled; those that are gone are left out."""
-        each = [(message_id,) for message_id in message_ids]
-        return dict(map(tuple, await self._fetch_many("read_scheduled_from", each)))
+        if not message_ids:
+            return {}
+        return dict(map(tuple, await self._fetch(self.failing, "read_scheduled_from", sql.array_text(message_ids))))
 
     async def read_payload(self, message_id: int) -> list[asyncpg.Record]:
         """Read one large payload; no row when the message is gone."""
@@ -240,7 +241,7 @@ class Outbox:
         doing, statement, text = (
             f"delete_messages on outbox {self.name}",
             self._sql["delete_messages"],
-            _array_text(ids),
+            sql.array_text(ids),
         )
         gone = 0
         if delivered:
@@ -288,7 +289,10 @@ class Outbox:
             )
             for failure in failures
         ]
-        return [(row[0], row[2]) for row in await self._fetch_many("prepare_next_from_shard", each)]
+        if not each:
+            return []
+        doing, statement = f"prepare_next_from_shard on outbox {self.name}", self._sql["prepare_next_from_shard"]
+        return [(row[0], row[2]) for row in await self.failing.fetch_many(doing, statement, each)]
 
     async def bury(self, ids: list[int], subject: ShardObject, *, attempts: int, reason: str, by: str) -> int:
         """
@@ -310,11 +314,6 @@ class Outbox:
 
     async def _fetch(self, session: Session, statement: str, *args: Any) -> list[asyncpg.Record]:
         return await session.fetch(f"{statement} on outbox {self.name}", self._sql[statement], *args)
-
-    async def _fetch_many(self, statement: str, each: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
-        if not each:
-            return []
-        return await self.failing.fetch_many(f"{statement} on outbox {self.name}", self._sql[statement], each)
 
     async def _clear_failures(self, fetch: Fetch, objects: Sequence[ShardObject]) -> None:
         """Forget failures; once more where fewer are gone, because one that was updated meanwhile has moved away."""
@@ -338,10 +337,6 @@ class Outbox:
 
 
 _LOWEST: dict[str, Any] = {"smallint": -(2**15), "integer": -(2**31), "bigint": -(2**63), "uuid": uuid.UUID(int=0)}
-
-
-def _array_text(ids: Iterable[int]) -> str:
-    return f"{{{','.join(map(str, ids))}}}"
 
 
 def _storable(text: str) -> str:

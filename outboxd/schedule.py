@@ -22,6 +22,7 @@ import structlog
 
 from outboxd import errors
 from outboxd.model import Candidate, ShardKey
+from outboxd.options import NOTHING_OFF
 from outboxd.pace import Pace
 from outboxd.share import Share
 from outboxd.turn import ID
@@ -265,12 +266,16 @@ class Scheduler:
             return False
         wanted = self._take(room)
         looks = len(self._found) < room and self.finder.due_in_s() == 0.0
-        steps = ([self._claim(wanted)] if wanted else []) + ([self._look()] if looks else [])
-        # On different sessions: neither waits for the other. Both end before an error of either is raised.
-        for outcome in await asyncio.gather(*steps, return_exceptions=True):
-            if outcome is not None:
-                raise outcome
-        return bool(steps)
+        if wanted and looks:
+            # On different sessions: neither waits for the other. Both end before an error of either is raised.
+            for outcome in await asyncio.gather(self._claim(wanted), self._look(), return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+        elif wanted:
+            await self._claim(wanted)
+        elif looks:
+            await self._look()
+        return bool(wanted) or looks
 
     async def _look(self) -> None:
         number = self.finder.passes
@@ -308,7 +313,7 @@ class Scheduler:
         return wanted
 
     def _may_claim(self, candidate: Candidate, switches: Switches) -> bool:
-        if self._outbox.is_off(candidate.shard, switches):
+        if switches is not NOTHING_OFF and self._outbox.is_off(candidate.shard, switches):
             if self.bounded is not None:
                 self.bounded.skipped.add(candidate.shard)
             return False

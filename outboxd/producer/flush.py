@@ -302,7 +302,7 @@ class _Drain:
             self._after_id = last_id
             return True
         turn = Turn(self._claim, *self._outbox.identity_of(self._claim.shard), groups, 0, unfinished=False)
-        await self._turns.work_off(self._lane, turn)
+        await self._turns.drain_shard(self._lane, turn)
         await self._settler.idle.wait()
         if turn.interrupted or turn.unreadable:
             self._block("something could not be given to its receiver; the log says what")

@@ -130,21 +130,25 @@ class Seat:
     async def claim(self, shard: ShardKey, key: int) -> Claim | None:
         """Win a shard; None when somebody else drains it."""
         try:
-            rows = await self.session.fetch("claiming a shard to flush", self._sql["claim"], SHARD_CLASS, [key])
+            won = await self._on_lock("claiming a shard to flush", "claim", key)
         except BaseException:
             self.session.terminate()  # never guess what a statement has locked
             raise
-        return Claim(shard, key, _Life(self.session)) if rows[0][1] else None
+        return Claim(shard, key, _Life(self.session)) if won else None
 
     async def release(self, claim: Claim) -> None:
         """Let a shard go; with the session, if that cannot be said."""
         if not claim.session.alive:
             return
         try:
-            await self.session.fetch("releasing a shard", self._sql["release"], SHARD_CLASS, [claim.lock_key])
+            await self._on_lock("releasing a shard", "release", claim.lock_key)
         except BaseException:
             self.session.terminate()
             raise
+
+    async def _on_lock(self, doing: str, statement: str, key: int) -> Any:
+        rows = await self.session.fetch(doing, self._sql[statement], SHARD_CLASS, sql.array_text([key]))
+        return rows[0][0]
 
 
 class _Life:

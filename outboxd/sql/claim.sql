@@ -5,18 +5,18 @@
 -- Win shards by locking their keys. The keys are distinct and none is held by this session: the lock function is
 -- re-entrant, and a second success would look like a claim that was won.
 -- $1 int4          lock class
--- $2 int4[]        lock keys
--- returns          lock_key, won; one row a key
+-- $2 text          lock keys, as an array's text: see sql.array_text
+-- returns          one row: the keys that were won
 -- locks            session-level advisory locks (I3, I8: nothing is written)
-SELECT wanted.lock_key, pg_try_advisory_lock($1::int4, wanted.lock_key) AS won
-FROM unnest($2::int4[]) AS wanted (lock_key)
+SELECT coalesce(array_agg(wanted.lock_key) FILTER (WHERE pg_try_advisory_lock($1::int4, wanted.lock_key)), '{}') AS won
+FROM unnest($2::text::int4[]) AS wanted (lock_key)
 
 -- name: release
 -- $1 int4          lock class
--- $2 int4[]        lock keys
+-- $2 text          lock keys, as an array's text
 -- returns          how many were not held: anything but 0 means the session is not what we think it is
 SELECT count(*) FILTER (WHERE NOT pg_advisory_unlock($1::int4, held.lock_key)) AS lost
-FROM unnest($2::int4[]) AS held (lock_key)
+FROM unnest($2::text::int4[]) AS held (lock_key)
 
 -- name: register
 -- Add the row of a running daemon, locked before it can be seen: a row whose lock is free is a dead daemon's (I9).

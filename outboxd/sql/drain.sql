@@ -226,10 +226,10 @@ SELECT payload FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER BY id 
 
 -- name: read_scheduled_from
 -- When a failed message's attempt was scheduled: needed only then, so it is not read with every message.
--- $1 int8          id
--- returns          id, scheduled_from; no row when the message is gone
+-- $1 text          ids, as an array's text
+-- returns          id, scheduled_from; no row for a message that is gone
 -- index            primary key
-SELECT id, scheduled_from FROM {table} WHERE id >= $1::int8 AND id <= $1::int8 ORDER BY id LIMIT 1
+SELECT id, scheduled_from FROM {table} WHERE id = ANY ($1::text::int8[]) ORDER BY id
 
 -- name: delete_messages
 -- Delete exactly the messages that were read before their receiver ran (I2); never `id < newest`.

@@ -59,10 +59,10 @@ async def reopened(connection: asyncpg.Connection, pipeline: Pipeline) -> bool:
 def at_key(replica: ByHand, number: int, expression: str) -> None:
     """Make the claim statement evaluate *expression* when it has locked so many keys."""
     statement = replica.claims._sql["claim"]
-    assert "AS won" in statement
-    replica.claims._sql["claim"] = statement.replace(
-        "AS won", f"AS won, CASE WHEN wanted.lock_key = ($2::int4[])[{number}] THEN {expression} END AS trouble"
-    )
+    lock = "pg_try_advisory_lock($1::int4, wanted.lock_key)"
+    assert lock in statement
+    trouble = f"CASE WHEN wanted.lock_key = ($2::text::int4[])[{number}] THEN {expression} IS NOT NULL ELSE true END"
+    replica.claims._sql["claim"] = statement.replace(lock, f"{lock} AND {trouble}")
 
 
 async def test_a_delivery_under_way_when_the_claim_session_is_lost_is_settled(

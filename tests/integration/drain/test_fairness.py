@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import time
 from typing import TYPE_CHECKING
 
+import pytest
+
+from outboxd.meter import SLICE_S
 from tests.drains import (
     Gate,
     Recorder,
@@ -163,3 +168,34 @@ async def test_of_two_daemons_each_takes_its_own_and_what_the_other_leaves(
 
     shards = [*quick.shards, *(message.shard_identifier for message in stuck.messages)]
     assert sorted(shards) == list(range(1, 401))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_the_event_loop_turns_between_receivers_that_keep_it_busy(
+    database: str, connection: asyncpg.Connection, fails: bool
+) -> None:
+    """Whether they accept or fail: the database's answers, and other receivers, wait for one of them, not for all."""
+    await write_many(connection, 20, category="SKIPPING")
+    loop, in_a_row, most = asyncio.get_running_loop(), 0, 0
+
+    def turned() -> None:
+        nonlocal in_a_row
+        in_a_row = 0
+
+    def keep_busy(_: Message) -> None:
+        nonlocal in_a_row, most
+        if in_a_row == 0:
+            loop.call_soon(turned)
+        in_a_row += 1
+        most = max(most, in_a_row)
+        ends_at = time.monotonic() + 1.5 * SLICE_S
+        while time.monotonic() < ends_at:
+            pass
+        if fails:
+            raise ValueError
+
+    seen = Recorder(keep_busy)
+    await drain_once(database, seen)
+
+    assert len(seen.messages) == 20
+    assert most == 1
