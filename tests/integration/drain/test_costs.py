@@ -295,7 +295,7 @@ async def test_wake_ups_that_find_nothing_do_not_walk_again_and_again_what_other
 async def test_what_is_new_is_polled_for_while_a_costly_pass_rests(
     connection: asyncpg.Connection, replica: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(find, "_rest_after", lambda _: 3_600.0)
+    monkeypatch.setattr(find, "_rest_after", lambda *_: 3_600.0)
     replica.live.drain = configure(poll_interval_s=0.05).drain
     finder = Finder(replica.outbox, replica.live)
     await finder.look()
