@@ -42,7 +42,7 @@ class DrainConfig(msgspec.Struct, frozen=True, kw_only=True):
     receiver_timeout_s: Seconds = 60.0
     grace_period_s: Annotated[float, Meta(ge=0, le=86_400)] = 30.0
     retry_on_new_message_s: Annotated[float, Meta(ge=0, le=86_400)] = 60.0
-    turn_rows_max: Annotated[int, Meta(ge=1, le=100_000)] = 2_000
+    turn_rows_max: Annotated[int, Meta(ge=1, le=100_000)] = 3_000
     turn_s_max: Seconds = 5.0
     backoff_rows_max: Annotated[int, Meta(ge=1, le=100_000)] = 1_000
 
