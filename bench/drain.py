@@ -18,6 +18,7 @@ LOADS = {
     "W1": (Load(10_000, 10, 10), 1.0),
     "W2": (Load(1_000, 100, 10), 1.2),
     "W3": (Load(1, 100_000, 100), 1.2),
+    "W1 in turn": (Load(10_000, 10, 10, in_turn=True), None),
 }
 
 
@@ -42,10 +43,12 @@ def _table(name: str, about: str, goal: float | None) -> Table:
         about,
         [
             Series("floor in batches, rows/s"),
+            Series("floor in batches, reading what outboxd reads, rows/s"),
             Series("floor in one statement, rows/s"),
             Series("outboxd, rows/s"),
             Series("outboxd, receiver calls/s"),
             Series("outboxd / floor in batches", 2, at_least=goal),
+            Series("outboxd / floor that reads what it reads", 2),
             Series("outboxd / floor in one statement", 2),
             Series("WAL, bytes a drained row", 1),
         ],
@@ -59,13 +62,16 @@ async def _measure(
         await connection.execute("VACUUM (ANALYZE) outbox_floor, outbox_drained")
         batches_s = await floor.by_batches(connection, load)
         await connection.execute("VACUUM (ANALYZE) outbox_floor")
+        lean_s = await floor.by_lean_batches(connection, load)
+        await connection.execute("VACUUM (ANALYZE) outbox_floor")
         statement_s = await floor.by_one_statement(connection, load)
         delivered = daemon.pipeline.totals()["delivered"]
         retired = await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
         await stage.require_empty(connection)
         calls = daemon.pipeline.totals()["delivered"] - delivered
         if number:  # the first round only warms caches and connections
-            ratios = (batches_s / retired.seconds, statement_s / retired.seconds)
-            rows_s = (load.rows / seconds for seconds in (batches_s, statement_s, retired.seconds))
+            floors = (batches_s, lean_s, statement_s)
+            ratios = [seconds / retired.seconds for seconds in floors]
+            rows_s = (load.rows / seconds for seconds in (*floors, retired.seconds))
             table.add(*rows_s, calls / retired.seconds, *ratios, retired.wal_bytes / load.rows)
             options.say(f"{table.name} round {number}: {ratios[0]:.2f} of the floor")

@@ -1,76 +1,98 @@
-"""Resident memory of a daemon beside millions of waiting rows."""
+"""Resident memory of a daemon, `python -m outboxd` at its defaults, beside millions of waiting rows."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
 
 from bench import stage
 from bench.figures import Series, Table
-from outboxd import log, registry
+from outboxd import registry
 
 if TYPE_CHECKING:
     from bench.options import Options
 
+CONFIG = """
+[http]
+listen = "127.0.0.1:{port}"
+[receivers]
+modules = ["bench.memory"]
+[[outbox]]
+name = "drained"
+table = "outbox_drained"
+silo = "region"
+[scopes.ACCOUNT]
+value = 0
+[categories.ACCOUNT_UPDATE]
+value = 1
+scope = "ACCOUNT"
+"""
 FILL = """
-INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier)
-SELECT 0, i / 10, 1, i FROM generate_series({start}, {end} - 1) AS i
+INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier, payload)
+SELECT 0, i / 10, 1, i, jsonb_build_object('name', md5(i::text), 'changed', i)
+FROM generate_series({start}, {end} - 1) AS i
 """
 CHUNK = 500_000
 WATCH_S = 20.0
+READY_S_MAX = 30.0
 
 
 @registry.receiver("ACCOUNT_UPDATE")
-async def hang(message: object) -> None:
-    """Never come back: what waits, waits behind the drainers."""
-    await asyncio.sleep(3_600)
+async def dawdle(message: object) -> None:
+    """Take a while: what is read ahead waits behind the drainers."""
+    await asyncio.sleep(0.02)
 
 
 async def measure(options: Options) -> list[Table]:
-    """Look at the peak of a daemon that finds as many due rows as it can and delivers none."""
+    """Look at the peak of a daemon that finds as many due rows as it can, and delivers few."""
     rows = options.scaled(10_000_000)
     table = Table(
         "Memory",
-        f"A daemon of its own process for {WATCH_S:.0f} s beside {rows:,} due rows in {rows // 10:,} shards; its five"
-        " receivers are busy all the time.",
+        f"`python -m outboxd`, {WATCH_S:.0f} s beside {rows:,} due rows with a payload of 60 bytes in {rows // 10:,}"
+        " shards; receivers take 20 ms.",
         [Series("resident memory, idle, MB", 1), Series("peak of resident memory, MB", 1, at_most=100)],
     )
     async with stage.server() as (dsn, connection):
-        idle_mb = await _peak_mb(dsn, 2.0)
+        idle_mb = [await _peak_mb(dsn, 2.0) for _ in range(options.rounds)]
         for start in range(0, rows, CHUNK):
             options.say(f"memory: {start:,} rows written")
             await connection.execute(FILL.format(start=start, end=min(rows, start + CHUNK)))
         await connection.execute("ANALYZE outbox_drained")
-        table.add(idle_mb, await _peak_mb(dsn, WATCH_S))
+        for idle in idle_mb:
+            table.add(idle, await _peak_mb(dsn, WATCH_S))
+            options.say(f"memory: {table.series[1].values[-1]:.1f} MB")
     return [table]
 
 
 async def _peak_mb(dsn: str, seconds: float) -> float:
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.memory", dsn, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    await process.stdout.readline()  # ready
-    watched = psutil.Process(process.pid)
-    ends_at, peak = time.monotonic() + seconds, 0
-    while time.monotonic() < ends_at:
-        peak = max(peak, watched.memory_info().rss)
-        await asyncio.sleep(0.05)
-    process.kill()
-    await process.wait()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "outboxd.toml"
+        config.write_text(CONFIG.format(port=port))
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "outboxd", "--config", str(config)),
+            env={**os.environ, "OUTBOX_DSN": dsn},
+            stderr=asyncio.subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        async with asyncio.timeout(READY_S_MAX):
+            while b"daemon.ready" not in (line := await process.stderr.readline()):
+                if not line:
+                    raise SystemExit("the daemon did not start")
+        watched = psutil.Process(process.pid)
+        ends_at, peak = time.monotonic() + seconds, 0
+        while time.monotonic() < ends_at:
+            peak = max(peak, watched.memory_info().rss)
+            await asyncio.sleep(0.05)
+        process.terminate()
+        await process.communicate()
     return peak / 1e6
-
-
-async def _serve(dsn: str) -> None:
-    log.configure("json", "warning")
-    async with stage.daemon(dsn, hang):
-        print("ready", flush=True)
-        await asyncio.Event().wait()
-
-
-if __name__ == "__main__":
-    asyncio.run(_serve(sys.argv[1]))

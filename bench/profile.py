@@ -1,41 +1,68 @@
 """
-Where the time of one workload goes: `python -m bench.profile W1`.
+Where the time of a workload goes: `python -m bench.profile W1 W7`.
 
-Processor time of this process and of the server, the server's by statement (pg_stat_statements), and this process's by
-function, from a timer of its processor time. What is written in C counts for the function that calls it.
+By the clock; processor time of this process, by function, from a timer of its processor time (what is written in C
+counts for the function that calls it); and the server's time, by statement (pg_stat_statements, by the clock too).
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
+import contextlib
+import dataclasses
 import signal
+import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import psutil
-
-from bench import failing, stage
+from bench import failing, snapshot, stage, waiting
+from bench.commit import commit
 from bench.drain import LOADS
 from outboxd import log
+from outboxd.config import DrainConfig
+from outboxd.main import run_in_loop
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import FrameType
 
     import asyncpg
 
 ROUNDS = 5
-LINES = 14
+LINES = 12
 SAMPLE_S = 0.001
 ROOT = Path(__file__).parent.parent
 STATEMENTS = """
-SELECT query, calls, total_exec_time + total_plan_time AS ms, total_plan_time AS plan_ms, rows
+SELECT query, calls, total_exec_time + total_plan_time AS ms, total_plan_time AS plan_ms
 FROM pg_stat_statements
 WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
+    AND query NOT ILIKE ALL ($1::text[])
 ORDER BY ms DESC
 """
+OURS = ("%INSERT INTO outbox_drained%", "%TRUNCATE%", "%VACUUM%", "%pg_stat%", "%pg_wal_lsn_diff%", "%SHOW%")
+"""What the harness itself does."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Profiled:
+    """A workload: its load, its receiver, how many at once, how many rows are waited for, behind a snapshot or not."""
+
+    load: stage.Load
+    receiver: Callable[..., Any] = stage.accept
+    concurrency: int = 5
+    rows: int | None = None
+    held: bool = False
+
+
+W1 = LOADS["W1"][0]
+PROFILED = {
+    **{name: Profiled(load) for name, (load, _) in LOADS.items()},
+    "W5": Profiled(W1, held=True),
+    "W6": Profiled(stage.Load(1_000, 10, 10), waiting.wait, 50),
+    "W7": Profiled(W1, failing.fail_often, rows=failing.count_healthy(W1)),
+}
 
 
 class Sampler:
@@ -65,52 +92,47 @@ def _place(frame: FrameType) -> str:
 
 
 async def _profile(name: str) -> None:
-    load, receiver, retired = LOADS["W1" if name == "W7" else name][0], stage.accept, None
-    if name == "W7":
-        receiver, retired = failing.fail_often, failing.count_healthy(load)
+    profiled = PROFILED[name]
+    load, rows = profiled.load, profiled.rows or profiled.load.rows
     settings = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_planning": "on"}
-    async with stage.server(**settings) as (dsn, connection):
+    async with contextlib.AsyncExitStack() as stack:
+        dsn, connection = await stack.enter_async_context(stage.server(**settings))
         await connection.execute("CREATE EXTENSION pg_stat_statements")
-        seconds, own, servers, samples = 0.0, 0.0, 0.0, collections.Counter[str]()
+        seconds, own, samples = 0.0, 0.0, collections.Counter[str]()
         for number in range(ROUNDS + 1):
-            await connection.execute("TRUNCATE outbox_drained, outboxd.failure")
+            if number == 1:
+                await connection.execute("SELECT pg_stat_statements_reset()")
+                if profiled.held:
+                    await stack.enter_async_context(snapshot.hold(dsn))
+            if not profiled.held:
+                await connection.execute("TRUNCATE outbox_drained, outboxd.failure")
             await connection.execute("VACUUM (ANALYZE) outbox_drained")
             failing.forget()
-            async with stage.daemon(dsn, receiver) as daemon:
-                if number == 1:
-                    await connection.execute("SELECT pg_stat_statements_reset()")
-                before = time.process_time(), _server_cpu(dsn)
+            drain = DrainConfig(concurrency=profiled.concurrency)
+            async with stage.daemon(dsn, profiled.receiver, drain=drain) as daemon:
+                before = time.process_time()
                 with Sampler() as sampler:
-                    done = await daemon.retire(connection, load.fill("outbox_drained"), retired or load.rows)
+                    done = await daemon.retire(connection, load.fill("outbox_drained"), rows)
                 if number:
                     seconds += done.seconds
-                    own += time.process_time() - before[0]
-                    servers += _server_cpu(dsn) - before[1]
+                    own += time.process_time() - before
                     samples += sampler.functions
-        rows = (retired or load.rows) * ROUNDS
-        print(f"{name}: {rows / seconds:,.0f} rows/s; µs a row: {1e6 * seconds / rows:.2f} by the clock, ", end="")
-        print(f"{1e6 * own / rows:.2f} of this process, {1e6 * servers / rows:.2f} of the server (with the INSERT)\n")
-        await _show_statements(connection, rows)
+        await _show(name, load, connection, seconds, own, rows * ROUNDS)
         _show_functions(samples)
 
 
-def _server_cpu(dsn: str) -> float:
-    """Processor seconds of every process of the server."""
-    directory = dsn.partition("host=")[2].partition("&")[0]
-    found = 0.0
-    for process in psutil.process_iter(["cmdline", "ppid"]):
-        if directory in " ".join(process.info["cmdline"] or []):
-            for each in (process, *process.children()):
-                times = each.cpu_times()
-                found += times.user + times.system
-    return found
-
-
-async def _show_statements(connection: asyncpg.Connection, rows: int) -> None:
-    print("| statement | calls | ms | of which planning | ns a row of the load |\n|---|--:|--:|--:|--:|")
-    for row in (await connection.fetch(STATEMENTS))[:LINES]:
+async def _show(
+    name: str, load: stage.Load, connection: asyncpg.Connection, seconds: float, own: float, rows: int
+) -> None:
+    statements = await connection.fetch(STATEMENTS, OURS)
+    server_ms = sum(row["ms"] for row in statements)
+    print(f"**{name}.** {load}: {rows / seconds:,.0f} rows/s. µs of a row: ", end="")
+    print(f"{1e6 * seconds / rows:.2f} by the clock, {1e6 * own / rows:.2f} of this process", end=", ")
+    print(f"{1e3 * server_ms / rows:.2f} of the server.\n")
+    print("| statement | calls | ms | of which planning | µs of a row |\n|---|--:|--:|--:|--:|")
+    for row in statements[:LINES]:
         text = " ".join(row["query"].split())[:70].replace("|", "\\|")
-        print(f"| `{text}` | {row['calls']} | {row['ms']:.0f} | {row['plan_ms']:.0f} | {1e6 * row['ms'] / rows:.0f} |")
+        print(f"| `{text}` | {row['calls']} | {row['ms']:.0f} | {row['plan_ms']:.0f} | {1e3 * row['ms'] / rows:.2f} |")
 
 
 def _show_functions(samples: collections.Counter[str]) -> None:
@@ -118,13 +140,20 @@ def _show_functions(samples: collections.Counter[str]) -> None:
     print("\n| function | share of the samples |\n|---|--:|")
     for place, count in samples.most_common(LINES):
         print(f"| {place} | {100 * count / total:.1f} % |")
+    print(flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
-    parser.add_argument("name", choices=[*LOADS, "W7"])
-    log.configure("json", "error")
-    asyncio.run(_profile(parser.parse_args().name))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROFILED)}; all when none is named")
+    names = parser.parse_args().names or list(PROFILED)
+    if unknown := set(names) - set(PROFILED):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PROFILED)}")
+    print(f"outboxd at {commit()}, {ROUNDS} rounds of each.\n")
+    with tempfile.TemporaryFile("w") as lines:  # what is logged is part of the cost
+        log.configure("json", "warning", stream=lines)
+        for name in names:
+            run_in_loop(_profile(name))
 
 
 if __name__ == "__main__":

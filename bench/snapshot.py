@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from bench.options import Options
 
 ROUNDS = 5
-IDLE_S = 20.0
+IDLE_S = 36.0
+"""Costly passes rest for 12 s: three or four of them are in it."""
 WAKE_UPS_S = 20
 
 
@@ -45,7 +46,7 @@ async def measure(options: Options) -> list[Table]:
             await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
             await connection.execute("VACUUM (ANALYZE) outbox_drained")
             idle_without = await _idle(connection, idle_s)
-            async with _snapshot(dsn):
+            async with hold(dsn):
                 rows_s = [
                     load.rows / (await daemon.retire(connection, load.fill("outbox_drained"), load.rows)).seconds
                     for _ in range(ROUNDS)
@@ -72,7 +73,7 @@ async def _idle(connection: asyncpg.Connection, seconds: float) -> float:
 
 
 @contextlib.asynccontextmanager
-async def _snapshot(dsn: str) -> AsyncIterator[None]:
+async def hold(dsn: str) -> AsyncIterator[None]:
     """Hold one, as a long report or a forgotten psql does."""
     connection = await asyncpg.connect(dsn)
     async with connection.transaction(isolation="repeatable_read"):

@@ -36,9 +36,7 @@ CONFIG = Config(
 )
 FILL = """
 INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier)
-SELECT 0, shard, 1, shard * {objects} + i % {objects}
-FROM generate_series(0, {shards} - 1) AS shard, generate_series(0, {rows} - 1) AS i
-"""
+SELECT 0, shard, 1, shard * {objects} + i % {objects} FROM """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +46,8 @@ class Load:
     shards: int
     messages: int
     objects: int
+    in_turn: bool = False
+    """Written a message for each shard, and then the next: a shard's rows are not neighbours in the table."""
 
     @property
     def rows(self) -> int:
@@ -56,10 +56,14 @@ class Load:
 
     def fill(self, table: str) -> str:
         """Return the INSERT that writes it."""
-        return FILL.format(table=table, rows=self.messages, shards=self.shards, objects=self.objects)
+        series = "generate_series(0, {shards} - 1) AS shard", "generate_series(0, {rows} - 1) AS i"
+        written = ", ".join(reversed(series) if self.in_turn else series)
+        return (FILL + written).format(table=table, rows=self.messages, shards=self.shards, objects=self.objects)
 
     def __str__(self) -> str:
-        return f"{self.rows:,} messages in {self.shards:,} shards about {self.shards * self.objects:,} objects"
+        shards = f"{self.shards:,} shards" if self.shards > 1 else "one shard"
+        order = ", the shards in turn" if self.in_turn else ""
+        return f"{self.rows:,} messages in {shards} about {self.shards * self.objects:,} objects{order}"
 
 
 @registry.receiver("ACCOUNT_UPDATE")
@@ -117,8 +121,9 @@ class Daemon:
                 done.set()
 
         self.pipeline.live.on_progress = look
-        await connection.execute(fill)
-        wal = await wal_position(connection)
+        async with connection.transaction():
+            await connection.execute(fill)
+            wal = await wal_position(connection)
         started_at = time.perf_counter()
         await done.wait()
         seconds = time.perf_counter() - started_at

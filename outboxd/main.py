@@ -8,7 +8,7 @@ import gc
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from outboxd import errors, log, producer, registry, sentry
 from outboxd.housekeeping import Housekeeping
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from outboxd.registry import Registry
 
 _log = log.get()
+
+_T = TypeVar("_T")
 
 Companion = Callable[[], Coroutine[Any, Any, None]]
 
@@ -74,17 +76,20 @@ def run_once(load: Callable[[], Loaded], *, json_output: bool, quiet: bool, max_
 
 
 def run_to_the_end(work: Coroutine[Any, Any, int]) -> int:
+    """Run work, and end the tasks and threads that receivers leave behind."""
+    return run_in_loop(_leave_nothing(work))
+
+
+def run_in_loop(work: Coroutine[Any, Any, _T]) -> _T:
     """Run in an event loop, uvloop's when it is installed; long-lived objects are kept out of collections."""
     factory = None
-    try:
+    with contextlib.suppress(ImportError):
         import uvloop
 
         factory = uvloop.new_event_loop
-    except ImportError:
-        pass
     tune_collector()
     with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(_leave_nothing(work))
+        return runner.run(work)
 
 
 async def _leave_nothing(work: Coroutine[Any, Any, int]) -> int:

@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -23,7 +22,8 @@ from typing import TypeVar
 
 import asyncpg
 
-from bench.peers.install import ROOT, UnavailableError
+from bench.commit import commit
+from bench.peers.install import UnavailableError
 from bench.peers.measure import Bench, open_bench
 from bench.peers.process import FailedError
 from bench.peers.report import markdown
@@ -188,7 +188,7 @@ def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
 
 async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
     able, left_out = install(systems)
-    date, revision = datetime.datetime.now(datetime.UTC).date().isoformat(), _revision()
+    date, revision = datetime.datetime.now(datetime.UTC).date().isoformat(), commit()
     machine = f"{os.cpu_count()} processors, Python {platform.python_version()}"
     async with embedded_postgres(settings=SERVER) as dsn:
         connection = await asyncpg.connect(dsn)
@@ -203,18 +203,6 @@ async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run],
         finally:
             await runner.close()
     return run
-
-
-def _revision() -> str:
-    """Return the commit that is checked out, and whether something was changed since."""
-    try:
-        head, changes = (
-            subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-            for words in (("rev-parse", "HEAD"), ("status", "--porcelain"))
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return f"{head} with changes" if changes else head
 
 
 def main() -> None:
