@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 MESSAGES = 500
 WARM_UP_MESSAGES = 20
 PAUSE_S_MAX = 0.03
+WRITERS = 10
+OPEN_S_MAX = 0.05
 INSERT = """
 INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier)
 VALUES (0, $1::int8 % 50, 1, $1::int8) RETURNING id
@@ -41,11 +43,14 @@ async def measure(options: Options) -> list[Table]:
     table = Table(
         "W9",
         f"{messages} single messages, at most {1_000 * PAUSE_S_MAX:.0f} ms apart, from sending COMMIT to the receiver;"
-        " polling every second.",
+        f" polling every second. Overlapping transactions are those of {WRITERS} writers, each open for up to"
+        f" {1_000 * OPEN_S_MAX:.0f} ms after its INSERT.",
         [
             Series("NOTIFY, p50, ms", 2, at_most=2),
             Series("NOTIFY, p99, ms", 2, at_most=8),
             Series("NOTIFY, max, ms", 2),
+            Series("NOTIFY, overlapping transactions, p50, ms", 2),
+            Series("NOTIFY, overlapping transactions, p99, ms", 2),
             Series("polling, p50, ms"),
             Series("polling, p99, ms"),
         ],
@@ -54,18 +59,20 @@ async def measure(options: Options) -> list[Table]:
         for number in range(1, options.rounds + 1):
             await connection.execute("ALTER TABLE outbox_drained ENABLE TRIGGER ALL")
             notified = await _latencies_ms(dsn, connection, messages)
+            overlapping = await _latencies_ms(dsn, connection, messages, writers=WRITERS)
             await connection.execute("ALTER TABLE outbox_drained DISABLE TRIGGER ALL")
             polled = await _latencies_ms(dsn, connection, max(100, messages // 5))
-            table.add(*_cuts(notified), max(notified), *_cuts(polled))
+            table.add(*_cuts(notified), max(notified), *_cuts(overlapping), *_cuts(polled))
             options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
     return [table]
 
 
-async def _latencies_ms(dsn: str, connection: asyncpg.Connection, messages: int) -> list[float]:
+async def _latencies_ms(dsn: str, connection: asyncpg.Connection, messages: int, writers: int = 1) -> list[float]:
     _received_at.clear()
     async with stage.daemon(dsn, look_at_clock):
         writer = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.latency", dsn, str(WARM_UP_MESSAGES + messages), stdout=asyncio.subprocess.PIPE
+            *(sys.executable, "-m", "bench.latency", dsn, str(WARM_UP_MESSAGES + messages), str(writers)),
+            stdout=asyncio.subprocess.PIPE,
         )
         stdout, _ = await writer.communicate()
         await stage.until_empty(connection)
@@ -77,19 +84,27 @@ def _cuts(values: list[float]) -> tuple[float, float]:
     return cuts[49], cuts[98]
 
 
-async def _write(dsn: str, messages: int) -> None:
-    connection = await asyncpg.connect(dsn)
+async def _write(dsn: str, messages: int, writers: int) -> None:
+    connections = [await asyncpg.connect(dsn) for _ in range(writers)]
+    numbers = iter(range(messages))
     written = []
-    for number in range(messages):
-        await asyncio.sleep(random.uniform(0, PAUSE_S_MAX))
-        transaction = connection.transaction()
-        await transaction.start()
-        id_ = await connection.fetchval(INSERT, number)
-        written.append((id_, time.monotonic()))
-        await transaction.commit()
-    await connection.close()
+
+    async def write(connection: asyncpg.Connection) -> None:
+        for number in numbers:
+            await asyncio.sleep(random.uniform(0, PAUSE_S_MAX * writers))
+            transaction = connection.transaction()
+            await transaction.start()
+            id_ = await connection.fetchval(INSERT, number)
+            if writers > 1:
+                await asyncio.sleep(random.uniform(0, OPEN_S_MAX))
+            written.append((id_, time.monotonic()))
+            await transaction.commit()
+
+    await asyncio.gather(*map(write, connections))
+    for connection in connections:
+        await connection.close()
     print(json.dumps(written))
 
 
 if __name__ == "__main__":
-    asyncio.run(_write(sys.argv[1], int(sys.argv[2])))
+    asyncio.run(_write(sys.argv[1], int(sys.argv[2]), int(sys.argv[3])))

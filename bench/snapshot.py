@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from bench.options import Options
 
 ROUNDS = 5
-IDLE_S = 36.0
-"""Costly passes rest for 12 s: three or four of them are in it."""
+IDLE_S = 45.0
+"""Costly passes rest for 15 s: three or four of them are in it."""
 WAKE_UPS_S = 20
 
 

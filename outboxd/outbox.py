@@ -10,7 +10,7 @@ from __future__ import annotations
 import datetime as dt
 import functools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,12 +38,24 @@ ShardObject = tuple[ShardKey, int, Any]
 
 @dataclass(frozen=True, slots=True)
 class NewMessages:
-    """What lies above the highest id seen: due shards, the new highest id, whether there is more, when more is due."""
+    """
+    What lies above the highest id seen, and what was missing below it.
+
+    Attributes:
+        candidates: Due shards.
+        id_max: The new highest id.
+        more: Whether there is more above it.
+        due_in_s: When more is due.
+        late_ids: What was missing and is there now.
+        gaps: First ids and counts of what is missing below `id_max`, and was not known to be.
+    """
 
     candidates: list[Candidate]
     id_max: int
     more: bool
     due_in_s: float | None
+    late_ids: list[int]
+    gaps: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +163,18 @@ class Outbox:
         rows = await self._fetch(self.finding, "find_shard", limit, *shard)
         return [Candidate(shard, row[1], row[0]) for row in rows]
 
-    async def find_new(self, id_seen: int, limit: int = 5_000) -> NewMessages:
-        """Look at messages with an id above *id_seen*, at most *limit* of them."""
-        rows = await self._fetch(self.finding, "find_new", id_seen, limit)
+    async def find_new(self, id_seen: int, missing: Iterable[int] = (), limit: int = 5_000) -> NewMessages:
+        """Look at messages with an id above *id_seen*, at most *limit* of them, and at those that were *missing*."""
+        rows = await self._fetch(self.finding, "find_new", id_seen, limit, sql.array_text(missing))
+        found = [row for row in rows if row[0] is not None]
+        new = [row for row in found if row[1] > id_seen]
         return NewMessages(
-            candidates=[Candidate(tuple(row)[5:], row[0], row[3], is_new=True) for row in rows if row[3] is not None],
-            id_max=max((row[1] for row in rows), default=id_seen),
-            more=sum(row[2] for row in rows) >= limit,
-            due_in_s=min((row[4] for row in rows if row[4] is not None), default=None),
+            candidates=[Candidate(tuple(row)[5:], row[0], row[3], is_new=True) for row in found if row[3] is not None],
+            id_max=max((row[1] for row in new), default=id_seen),
+            more=sum(row[2] for row in new) >= limit,
+            due_in_s=min((row[4] for row in found if row[4] is not None), default=None),
+            late_ids=[row[1] for row in found if row[1] <= id_seen],
+            gaps=[(row[1], row[2]) for row in rows if row[0] is None],
         )
 
     async def highest_id(self) -> int:

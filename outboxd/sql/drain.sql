@@ -58,30 +58,61 @@ WHERE head.scheduled_for <= now()
 LIMIT 1
 
 -- name: find_new
--- Look only at messages above the highest id seen: a wake-up must not walk what was delivered but cannot
--- be vacuumed yet. A hint: late commits with lower ids are left to find_scheduled_shards.
+-- Look only at messages above the highest id seen, and at ids below it that were missing then: a wake-up must not walk
+-- what was delivered but cannot be vacuumed yet. A hint: what this leaves out is found by find_scheduled_shards.
 -- $1 int8          the highest id seen
 -- $2 int4          messages at most
--- returns          per shard: lock_key, highest id, count, scheduled_for of a due message or null, seconds until the
---                  next one that is not due yet becomes due or null, and the shard
+-- $3 text          ids that were missing when higher ones were seen, as an array's text
+-- returns          per shard, and for each message that is missing no more: lock_key, highest id, count, scheduled_for
+--                  of a due message or null, seconds until the next one that is not due yet becomes due or null, and the
+--                  shard; without lock_key: the first of some ids that are missing now, and their count
 -- index            primary key
-SELECT
-    {lock_key:new} AS lock_key,
-    max(new.id) AS id_max,
-    count(*) AS row_count,
-    min(new.scheduled_for) FILTER (WHERE new.scheduled_for <= now()) AS scheduled_for,
-    min(extract(epoch FROM new.scheduled_for - now())::float8)
-        FILTER (WHERE new.scheduled_for > now() AND new.scheduled_for < 'infinity') AS due_in_s,
-    {shard:new}
-FROM (
+WITH new AS MATERIALIZED (
     SELECT id, scheduled_for, {shard}
     FROM {table}
     WHERE id > $1::int8
     ORDER BY id
     LIMIT $2::int4
-) AS new
-GROUP BY {shard:new}
-ORDER BY max(new.id)
+),
+late AS (
+    SELECT id, scheduled_for, {shard}
+    FROM {table}
+    WHERE id = ANY ($3::text::int8[])
+    ORDER BY id
+)
+SELECT
+    {lock_key:late} AS lock_key,
+    late.id AS id_max,
+    1 AS row_count,
+    CASE WHEN late.scheduled_for <= now() THEN late.scheduled_for END AS scheduled_for,
+    CASE
+        WHEN late.scheduled_for > now() AND late.scheduled_for < 'infinity'
+        THEN extract(epoch FROM late.scheduled_for - now())::float8
+    END AS due_in_s,
+    {shard:late}
+FROM late
+UNION ALL
+(
+    SELECT
+        {lock_key:new},
+        max(new.id),
+        count(*),
+        min(new.scheduled_for) FILTER (WHERE new.scheduled_for <= now()),
+        min(extract(epoch FROM new.scheduled_for - now())::float8)
+            FILTER (WHERE new.scheduled_for > now() AND new.scheduled_for < 'infinity'),
+        {shard:new}
+    FROM new
+    GROUP BY {shard:new}
+    ORDER BY max(new.id)
+)
+UNION ALL
+SELECT NULL, gap.id_before + 1, gap.id - gap.id_before - 1, NULL, NULL, {shard:gap}
+FROM (
+    SELECT new.*, lag(new.id, 1, $1::int8) OVER (ORDER BY new.id) AS id_before
+    FROM new
+    WHERE (SELECT count(*) FROM new) < (SELECT max(id) FROM new) - $1::int8
+) AS gap
+WHERE gap.id > gap.id_before + 1
 
 -- name: highest_id
 -- returns          the highest id in the table, or 0

@@ -28,9 +28,9 @@ class EmptyOutbox:
         self.clock = clock
         self.cost_s = cost_s
 
-    async def find_new(self, id_seen: int) -> NewMessages:
+    async def find_new(self, id_seen: int, _: list[int]) -> NewMessages:
         self.clock.now += self.cost_s
-        return NewMessages([], id_seen, more=False, due_in_s=None)
+        return NewMessages([], id_seen, more=False, due_in_s=None, late_ids=[], gaps=[])
 
     async def find_scheduled_shards(self, *_: object) -> tuple[list[object], None]:
         self.clock.now += self.cost_s
@@ -75,10 +75,10 @@ async def test_a_look_that_costs_nothing_is_repeated_at_once(clock: Clock) -> No
 
 
 async def test_a_server_that_stood_still_is_not_rested_for(clock: Clock) -> None:
-    assert await rest_after(clock, 60.0) <= 12.0
+    assert await rest_after(clock, 60.0) <= 15.0
 
 
-async def test_looks_take_a_fifth_of_the_time_and_passes_a_fortieth(clock: Clock) -> None:
+async def test_looks_take_a_fifth_of_the_time_and_passes_a_fiftieth(clock: Clock) -> None:
     finder = finder_of(EmptyOutbox(clock, cost_s=0.1))
     spent = {"passes": 0.0, "looks": 0.0}
     while clock.now < 1_100:
@@ -88,5 +88,5 @@ async def test_looks_take_a_fifth_of_the_time_and_passes_a_fortieth(clock: Clock
         await finder.look()
         spent["passes" if finder.passes > passes else "looks"] += clock.now - begun_at
 
-    assert 2 < spent["passes"] < 100 / 40 * 2 + 1  # each begins with a look at what is new
+    assert 1 < spent["passes"] < 100 / 50 * 2 + 1  # each begins with a look at what is new
     assert 10 < spent["looks"] < 100 / 5 + 1
