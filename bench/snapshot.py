@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 ROUNDS = 5
 IDLE_S = 45.0
-"""Costly passes rest for 15 s: three or four of them are in it."""
+"""Costly passes rest for 15 s: three or so are in it."""
 WAKE_UPS_S = 20
 
 

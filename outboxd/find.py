@@ -4,7 +4,7 @@ Looking for due shards: full passes over the index of due times, and quick looks
     resting -> passing   [_step]      the next pass is due
     passing -> passing   [_step]      another 500 pairs, from where the last step ended
     passing -> resting   [_end_pass]  the end of the index was reached
-    resting -> resting   [_new]       woken, or time to poll: only messages above the highest id seen
+    resting -> resting   [_new]       woken, or time to poll: what is above the highest id seen, or was missing below it
 
 A pass that restarts at the head walks every delivered message that cannot be vacuumed yet: with an old snapshot held,
 28 000 rows/s fell to 12 000 in five rounds, and stayed at 100 000 when passes resume. So passes are rare (they take
@@ -31,7 +31,7 @@ PASS_SHARE_MAX = 1 / 50
 NEW_SHARE_MAX = 1 / 5
 """A look that finds nothing may have walked what another transaction is still writing (6 ms for 100 000 rows), and
 what is committed in the meantime waits: with a fortieth, W1 to W3 took 0.2 to 1.6 s longer in every fifth round."""
-COST_REST_S_MAX = 15.0
+PASS_REST_S_MAX, NEW_REST_S_MAX = 15.0, 3.0
 """What a look costs is measured by the clock, and a server that stood still has cost nothing: no longer rest for it."""
 
 
@@ -53,7 +53,9 @@ class Finder:
         self._next_pass_at = 0.0
         self._next_new_at = 0.0
         self._next_poll_at = math.inf
+        self._pass_rests_until = 0.0
         self._woken = False
+        self._has_more = False
         self._id_seen: int | None = None
         self._missing = Missing()
         self.begun_at_id: int | None = None
@@ -104,9 +106,10 @@ class Finder:
         if not self._passing:
             if self._id_seen is not None:
                 candidates = await self._new()
-            if self._id_seen is None or self._woken:  # of much that is new, the rest is found by the pass itself
+            if self._id_seen is None or self._has_more:  # of much that is new, the rest is found by the pass itself
+                highest, self._has_more = await self._outbox.highest_id(), False
                 # Never lower: where all that was delivered is dead there is no highest id, and looks would walk it all.
-                self._id_seen, self._woken = max(self._id_seen or 0, await self._outbox.highest_id()), False
+                self._id_seen = highest if self._id_seen is None else max(self._id_seen, highest)
                 self.begun_at_id = self._id_seen if self.begun_at_id is None else self.begun_at_id
             self._passing, self._after, self._pass_cost_s = True, None, 0.0
         found, self._after = await self._outbox.find_scheduled_shards(self._after, FIND_PAIRS)
@@ -125,7 +128,8 @@ class Finder:
         self._next_poll_at = now + rest_s
         if due_in_s is not None:
             rest_s = min(rest_s, due_in_s + 0.001)
-        self._next_pass_at = now + max(rest_s, _rest_after(self._pass_cost_s, PASS_SHARE_MAX))
+        self._pass_rests_until = now + min(PASS_REST_S_MAX, self._pass_cost_s / PASS_SHARE_MAX)
+        self._next_pass_at = max(now + rest_s, self._pass_rests_until)
         self._passing = False
         self.passes += 1
 
@@ -141,14 +145,15 @@ class Finder:
         except BaseException:
             self._woken = True
             raise
-        if self._missing.note(new.late_ids, new.gaps):
-            self.restart()
+        if self._missing.note(new.late_ids, new.gaps, xmin=new.xmin, xmax=new.xmax):
+            self._next_pass_at = min(self._next_pass_at, self._pass_rests_until)
         if new.due_in_s is not None:
             self.look_in(new.due_in_s)
         if not new.candidates:  # what producers write and drain themselves may be dead there, and walked each time
             now = time.monotonic()
-            self._next_new_at = now + _rest_after(now - started_at, NEW_SHARE_MAX)
+            self._next_new_at = now + min(NEW_REST_S_MAX, (now - started_at) / NEW_SHARE_MAX)
         self._id_seen = new.id_max
+        self._has_more = new.more
         self._woken = self._woken or new.more
         return new.candidates
 
@@ -175,8 +180,3 @@ class OneShard(Finder):
         self._next_pass_at = time.monotonic() + self._live.poll_interval_s
         self.passes += 1
         return found
-
-
-def _rest_after(cost_s: float, share_max: float) -> float:
-    """Tell how long to rest after a look that took so long, so that looking never is more than a share of the work."""
-    return min(COST_REST_S_MAX, cost_s / share_max)

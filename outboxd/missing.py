@@ -2,61 +2,68 @@
 Ids that were not there yet when higher ones were: an id is taken at the INSERT and seen at the COMMIT.
 
 Where transactions overlap, most messages commit behind one with a higher id. A look above the highest id seen does not
-see them, and the next full pass may be a second away. So gaps are looked for by their ids, for a while: a transaction
-that was rolled back leaves one for ever.
+see them, and the next full pass may be a second away. So gaps are looked for by their ids, as long as a transaction
+runs that may fill them: most are ids that were rolled back, or delivered before the look.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
-MISSING_S = 5.0
-"""For so long; what takes longer to commit is found by a pass."""
 MISSING_MAX = 500
 """So many at once, the latest: each costs a look 0.5 µs."""
 GAP_MAX = 50
-"""So many of one gap. When one of a larger gap appears, a pass finds the others."""
+"""So many of one gap, from both ends. When one of a larger gap appears, a pass finds the others."""
 
 
 class Missing:
-    """Ids that are missing, each with the time until which it is looked for (monotonic seconds)."""
+    """Ids that are missing, each with the transaction at which all that may fill it have begun, and its gap."""
 
     def __init__(self) -> None:
-        self._until: dict[int, float] = {}
+        self._open: dict[int, tuple[int, int]] = {}
         self._cut: set[int] = set()
 
     def ids(self) -> list[int]:
-        """Return what to look for; what has been looked for long enough is forgotten."""
-        now = time.monotonic()
-        for id_ in [id_ for id_, until in self._until.items() if until <= now]:
-            self._forget(id_)
-        return list(self._until)
+        """Return what to look for."""
+        return list(self._open)
 
-    def note(self, found: Sequence[int], gaps: Iterable[tuple[int, int]]) -> bool:
+    def note(self, found: Sequence[int], gaps: Sequence[tuple[int, int]], *, xmin: int, xmax: int) -> bool:
         """
-        Take what a look has seen.
+        Take what a look has seen that has asked for `ids`.
 
         Args:
             found: Ids that are there now.
-            gaps: First ids and counts of what is missing now.
+            gaps: First ids and counts of what is missing now, ascending.
+            xmin: The look's snapshot: every transaction below has ended ...
+            xmax: ... and none from here on had begun.
 
         Returns:
             Whether more than was looked for may have appeared.
         """
-        is_cut = not self._cut.isdisjoint(found)
-        for id_ in found:
-            self._forget(id_)
-        until = time.monotonic() + MISSING_S
-        for first, count in gaps:
-            ids = range(first, first + min(count, GAP_MAX))
-            self._until.update(dict.fromkeys(ids, until))
-            if count > GAP_MAX:
-                self._cut.update(ids)
-        for id_ in list(self._until)[:-MISSING_MAX]:
-            self._forget(id_)
-        return is_cut
+        cut = {self._open.pop(id_)[1] for id_ in found} & self._cut
+        self._cut -= cut
+        for id_ in [id_ for id_, (begun, _) in self._open.items() if begun <= xmin]:
+            del self._open[id_]
+        if xmin < xmax:  # else nothing runs that may fill them
+            self._add(gaps, xmax)
+        self._cut &= {first for _, first in self._open.values()}
+        return bool(cut)
 
-    def _forget(self, id_: int) -> None:
-        self._until.pop(id_, None)
-        self._cut.discard(id_)
+    def _add(self, gaps: Sequence[tuple[int, int]], xmax: int) -> None:
+        fresh: list[dict[int, tuple[int, int]]] = []
+        count = 0
+        for first, size in reversed(gaps):
+            if count >= MISSING_MAX:
+                break
+            half = GAP_MAX // 2
+            parts = (range(first, first + half), range(first + size - half, first + size))
+            ids = chain(*parts) if size > GAP_MAX else range(first, first + size)
+            fresh.append(dict.fromkeys(ids, (xmax, first)))
+            count += len(fresh[-1])
+            if size > GAP_MAX:
+                self._cut.add(first)
+        for part in reversed(fresh):
+            self._open |= part
+        for id_ in list(self._open)[:-MISSING_MAX]:
+            self._cut.add(self._open.pop(id_)[1])

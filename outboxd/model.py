@@ -79,6 +79,30 @@ class Candidate(msgspec.Struct, frozen=True):
     is_new: bool = False
 
 
+class NewMessages(msgspec.Struct, frozen=True):
+    """
+    What lies above the highest id seen, and what was missing below it.
+
+    Attributes:
+        candidates: Due shards.
+        id_max: The new highest id.
+        more: Whether there is more above it.
+        due_in_s: When more is due.
+        late_ids: What was missing and is there now.
+        gaps: First ids and counts of what is missing between the highest id seen before and `id_max`, ascending.
+        xmin, xmax: The snapshot: below the one every transaction has ended, and none from the other on has begun.
+    """
+
+    candidates: list[Candidate]
+    id_max: int
+    more: bool
+    due_in_s: float | None
+    late_ids: list[int]
+    gaps: list[tuple[int, int]]
+    xmin: int
+    xmax: int
+
+
 DIED_ERROR = "the process died while this message was being delivered"
 """What the failure table says of a delivery from before it starts, in prepared mode, until it has ended (I9)."""
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from outboxd import contract, sql
-from outboxd.model import ALWAYS, DIED_ERROR, Candidate, Instant, KnownFailure, ShardKey
+from outboxd.model import ALWAYS, DIED_ERROR, Candidate, Instant, KnownFailure, NewMessages, ShardKey
 from outboxd.session import PLANNED_ONCE, Session
 
 if TYPE_CHECKING:
@@ -34,28 +34,6 @@ ERROR_CHARACTERS_MAX = 4_000
 
 ShardObject = tuple[ShardKey, int, Any]
 """An object within its shard: shard, category, object identifier."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewMessages:
-    """
-    What lies above the highest id seen, and what was missing below it.
-
-    Attributes:
-        candidates: Due shards.
-        id_max: The new highest id.
-        more: Whether there is more above it.
-        due_in_s: When more is due.
-        late_ids: What was missing and is there now.
-        gaps: First ids and counts of what is missing below `id_max`, and was not known to be.
-    """
-
-    candidates: list[Candidate]
-    id_max: int
-    more: bool
-    due_in_s: float | None
-    late_ids: list[int]
-    gaps: list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +144,19 @@ class Outbox:
     async def find_new(self, id_seen: int, missing: Iterable[int] = (), limit: int = 5_000) -> NewMessages:
         """Look at messages with an id above *id_seen*, at most *limit* of them, and at those that were *missing*."""
         rows = await self._fetch(self.finding, "find_new", id_seen, limit, sql.array_text(missing))
+        snapshot = rows[0]
         found = [row for row in rows if row[0] is not None]
         new = [row for row in found if row[1] > id_seen]
+        due = {tuple(row)[5:]: row for row in reversed(found) if row[3] is not None}
         return NewMessages(
-            candidates=[Candidate(tuple(row)[5:], row[0], row[3], is_new=True) for row in found if row[3] is not None],
+            candidates=[Candidate(shard, row[0], row[3], is_new=True) for shard, row in reversed(due.items())],
             id_max=max((row[1] for row in new), default=id_seen),
             more=sum(row[2] for row in new) >= limit,
             due_in_s=min((row[4] for row in found if row[4] is not None), default=None),
             late_ids=[row[1] for row in found if row[1] <= id_seen],
-            gaps=[(row[1], row[2]) for row in rows if row[0] is None],
+            gaps=[(row[1], row[2]) for row in rows[1 + len(found) :]],
+            xmin=snapshot[2],
+            xmax=snapshot[1],
         )
 
     async def highest_id(self) -> int:
@@ -385,6 +367,7 @@ def renderer_of(table: Table, schema: str, **names: str) -> sql.Renderer:
             "died": sql.literal(DIED_ERROR),
             "lock_key": lambda alias: contract.lock_key(table.name, columns, alias),
             "is_shard": is_shard,
+            "no_shard": ", ".join(f"NULL::{type_}" for type_ in table.shard_columns.values()),
             "shard_descending": lambda alias: ", ".join(f"{alias}.{sql.quote(column)} DESC" for column in columns),
             "region_text": lambda alias: f"{alias}.region_name::text" if region else "''",
             "region_or_null": lambda alias: f"{alias}.region_name" if region else "NULL",

@@ -63,9 +63,10 @@ LIMIT 1
 -- $1 int8          the highest id seen
 -- $2 int4          messages at most
 -- $3 text          ids that were missing when higher ones were seen, as an array's text
--- returns          per shard, and for each message that is missing no more: lock_key, highest id, count, scheduled_for
---                  of a due message or null, seconds until the next one that is not due yet becomes due or null, and the
---                  shard; without lock_key: the first of some ids that are missing now, and their count
+-- returns          first one row with the snapshot: null, xmax, xmin. Then, for each message that is missing no more, and per
+--                  shard: lock_key, highest id, count, scheduled_for of a due message or null, seconds until the next one
+--                  that is not due yet becomes due or null, and the shard. Then, of ids that are missing now: null, the
+--                  first of some, and their count, ascending
 -- index            primary key
 WITH new AS MATERIALIZED (
     SELECT id, scheduled_for, {shard}
@@ -81,14 +82,22 @@ late AS (
     ORDER BY id
 )
 SELECT
-    {lock_key:late} AS lock_key,
-    late.id AS id_max,
-    1 AS row_count,
-    CASE WHEN late.scheduled_for <= now() THEN late.scheduled_for END AS scheduled_for,
+    NULL::int4 AS lock_key,
+    pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS id_max,
+    pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS row_count,
+    NULL::timestamptz AS scheduled_for,
+    NULL::float8 AS due_in_s,
+    {no_shard}
+UNION ALL
+SELECT
+    {lock_key:late},
+    late.id,
+    1,
+    CASE WHEN late.scheduled_for <= now() THEN late.scheduled_for END,
     CASE
         WHEN late.scheduled_for > now() AND late.scheduled_for < 'infinity'
         THEN extract(epoch FROM late.scheduled_for - now())::float8
-    END AS due_in_s,
+    END,
     {shard:late}
 FROM late
 UNION ALL

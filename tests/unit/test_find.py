@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import pytest
 
 from outboxd import find
 from outboxd.find import Finder
-from outboxd.outbox import NewMessages
+from outboxd.model import NewMessages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 class Clock:
@@ -27,10 +31,15 @@ class EmptyOutbox:
     def __init__(self, clock: Clock, cost_s: float = 0.0) -> None:
         self.clock = clock
         self.cost_s = cost_s
+        self.asked_above: list[int] = []
+        self.while_looking: Callable[[], None] | None = None
 
     async def find_new(self, id_seen: int, _: list[int]) -> NewMessages:
         self.clock.now += self.cost_s
-        return NewMessages([], id_seen, more=False, due_in_s=None, late_ids=[], gaps=[])
+        self.asked_above.append(id_seen)
+        if self.while_looking is not None:
+            self.while_looking()
+        return NewMessages([], id_seen, more=False, due_in_s=None, late_ids=[], gaps=[], xmin=1, xmax=1)
 
     async def find_scheduled_shards(self, *_: object) -> tuple[list[object], None]:
         self.clock.now += self.cost_s
@@ -50,14 +59,14 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def finder_of(outbox: EmptyOutbox) -> Finder:
-    return Finder(outbox, SimpleNamespace(poll_interval_s=1.0))  # type: ignore[arg-type]
+def finder_of(outbox: EmptyOutbox, poll_interval_s: float = 1.0) -> Finder:
+    return Finder(outbox, SimpleNamespace(poll_interval_s=poll_interval_s))  # type: ignore[arg-type]
 
 
 async def rest_after(clock: Clock, cost_s: float) -> float:
     """Let a look at what is new cost so much, and find nothing; seconds to the next one that somebody asks for."""
     outbox = EmptyOutbox(clock)
-    finder = finder_of(outbox)
+    finder = finder_of(outbox, poll_interval_s=3_600.0)
     await finder.look()
     outbox.cost_s = cost_s
     finder.wake()
@@ -75,7 +84,7 @@ async def test_a_look_that_costs_nothing_is_repeated_at_once(clock: Clock) -> No
 
 
 async def test_a_server_that_stood_still_is_not_rested_for(clock: Clock) -> None:
-    assert await rest_after(clock, 60.0) <= 15.0
+    assert await rest_after(clock, 60.0) == pytest.approx(3.0)
 
 
 async def test_looks_take_a_fifth_of_the_time_and_passes_a_fiftieth(clock: Clock) -> None:
@@ -88,5 +97,39 @@ async def test_looks_take_a_fifth_of_the_time_and_passes_a_fiftieth(clock: Clock
         await finder.look()
         spent["passes" if finder.passes > passes else "looks"] += clock.now - begun_at
 
-    assert 1 < spent["passes"] < 100 / 50 * 2 + 1  # each begins with a look at what is new
-    assert 10 < spent["looks"] < 100 / 5 + 1
+    assert spent["passes"] == pytest.approx(100 / 50, rel=0.1)
+    assert spent["looks"] == pytest.approx(100 / 6, rel=0.1), "they rest for five times their cost"
+
+
+async def test_who_is_woken_while_a_pass_begins_looks_again_after_it(clock: Clock) -> None:
+    outbox = EmptyOutbox(clock)
+    finder = finder_of(outbox, poll_interval_s=3_600.0)
+    await finder.look()
+    outbox.while_looking = finder.wake
+    finder.restart()
+    await finder.look()
+    outbox.while_looking = None
+
+    assert finder.due_in_s() == 0.0
+    await finder.look()
+    assert len(outbox.asked_above) == 2
+    assert finder.due_in_s() > 3_000
+
+
+async def test_the_highest_id_seen_never_falls(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all that was delivered is dead there is no highest id; looks from 0 would walk it all."""
+    outbox = EmptyOutbox(clock)
+    finder = finder_of(outbox)
+    await finder.look()
+
+    async def much(id_seen: int, _: list[int]) -> NewMessages:
+        return NewMessages([], id_seen + 5_000, more=True, due_in_s=None, late_ids=[], gaps=[], xmin=1, xmax=1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outbox, "find_new", much)
+        finder.restart()
+        await finder.look()
+    finder.restart()
+    await finder.look()
+
+    assert outbox.asked_above == [5_000]

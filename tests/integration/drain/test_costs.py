@@ -149,6 +149,8 @@ async def test_plans_made_on_an_empty_table_are_not_used_when_200_000_messages_a
         assert finding[-1] < 20 * 500
         assert len((await outbox.find_new(ROWS - 10)).candidates) == 10
         assert finding[-1] < 50
+        assert len((await outbox.find_new(ROWS - 10, range(1, 101))).candidates) == 110
+        assert finding[-1] < 500
         await outbox.highest_id()
         assert finding[-1] < 20
         await outbox.next_due_in_s()
@@ -295,7 +297,8 @@ async def test_wake_ups_that_find_nothing_do_not_walk_again_and_again_what_other
 async def test_what_is_new_is_polled_for_while_a_costly_pass_rests(
     connection: asyncpg.Connection, replica: ByHand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(find, "_rest_after", lambda *_: 3_600.0)
+    monkeypatch.setattr(find, "PASS_SHARE_MAX", 1e-9)
+    monkeypatch.setattr(find, "PASS_REST_S_MAX", 3_600.0)
     replica.live.drain = configure(poll_interval_s=0.05).drain
     finder = Finder(replica.outbox, replica.live)
     await finder.look()
