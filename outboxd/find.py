@@ -145,7 +145,7 @@ class Finder:
         except BaseException:
             self._woken = True
             raise
-        if self._missing.note(new.late_ids, new.gaps, xmin=new.xmin, xmax=new.xmax):
+        if self._missing.note(new.late_ids, new.gaps, xmin=new.xmin, xid_next=new.xid_next):
             self._next_pass_at = min(self._next_pass_at, self._pass_rests_until)
         if new.due_in_s is not None:
             self.look_in(new.due_in_s)

@@ -18,7 +18,7 @@ GAP_MAX = 50
 
 
 class Missing:
-    """Ids that are missing, each with the transaction at which all that may fill it have begun, and its gap."""
+    """Ids that are missing, each with the first transaction that began too late to fill it, and its gap."""
 
     def __init__(self) -> None:
         self._open: dict[int, tuple[int, int]] = {}
@@ -28,29 +28,29 @@ class Missing:
         """Return what to look for."""
         return list(self._open)
 
-    def note(self, found: Sequence[int], gaps: Sequence[tuple[int, int]], *, xmin: int, xmax: int) -> bool:
+    def note(self, found: Sequence[int], gaps: Sequence[tuple[int, int]], *, xmin: int, xid_next: int) -> bool:
         """
         Take what a look has seen that has asked for `ids`.
 
         Args:
             found: Ids that are there now.
             gaps: First ids and counts of what is missing now, ascending.
-            xmin: The look's snapshot: every transaction below has ended ...
-            xmax: ... and none from here on had begun.
+            xmin: Every transaction below had ended ...
+            xid_next: ... and none from here on had begun to write, when the look was made.
 
         Returns:
             Whether more than was looked for may have appeared.
         """
-        cut = {self._open.pop(id_)[1] for id_ in found} & self._cut
-        self._cut -= cut
-        for id_ in [id_ for id_, (begun, _) in self._open.items() if begun <= xmin]:
+        is_cut = not self._cut.isdisjoint({self._open.pop(id_)[1] for id_ in found})
+        # Numbers that are not reached yet are of another server, from before a failover.
+        for id_ in [id_ for id_, (xid, _) in self._open.items() if not xmin < xid <= xid_next]:
             del self._open[id_]
-        if xmin < xmax:  # else nothing runs that may fill them
-            self._add(gaps, xmax)
+        if xmin < xid_next:  # else nothing runs that may fill them
+            self._add(gaps, xid_next)
         self._cut &= {first for _, first in self._open.values()}
-        return bool(cut)
+        return is_cut
 
-    def _add(self, gaps: Sequence[tuple[int, int]], xmax: int) -> None:
+    def _add(self, gaps: Sequence[tuple[int, int]], xid: int) -> None:
         fresh: list[dict[int, tuple[int, int]]] = []
         count = 0
         for first, size in reversed(gaps):
@@ -59,7 +59,7 @@ class Missing:
             half = GAP_MAX // 2
             parts = (range(first, first + half), range(first + size - half, first + size))
             ids = chain(*parts) if size > GAP_MAX else range(first, first + size)
-            fresh.append(dict.fromkeys(ids, (xmax, first)))
+            fresh.append(dict.fromkeys(ids, (xid, first)))
             count += len(fresh[-1])
             if size > GAP_MAX:
                 self._cut.add(first)

@@ -90,7 +90,7 @@ class NewMessages(msgspec.Struct, frozen=True):
         due_in_s: When more is due.
         late_ids: What was missing and is there now.
         gaps: First ids and counts of what is missing between the highest id seen before and `id_max`, ascending.
-        xmin, xmax: The snapshot: below the one every transaction has ended, and none from the other on has begun.
+        xmin, xid_next: Below the one every transaction had ended, and none from the other on had begun to write.
     """
 
     candidates: list[Candidate]
@@ -100,7 +100,7 @@ class NewMessages(msgspec.Struct, frozen=True):
     late_ids: list[int]
     gaps: list[tuple[int, int]]
     xmin: int
-    xmax: int
+    xid_next: int
 
 
 DIED_ERROR = "the process died while this message was being delivered"

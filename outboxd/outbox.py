@@ -147,16 +147,16 @@ class Outbox:
         snapshot = rows[0]
         found = [row for row in rows if row[0] is not None]
         new = [row for row in found if row[1] > id_seen]
-        due = {tuple(row)[5:]: row for row in reversed(found) if row[3] is not None}
+        due = {tuple(row)[5:]: row for row in found if row[3] is not None}
         return NewMessages(
-            candidates=[Candidate(shard, row[0], row[3], is_new=True) for shard, row in reversed(due.items())],
+            candidates=[Candidate(shard, row[0], row[3], is_new=True) for shard, row in due.items()],
             id_max=max((row[1] for row in new), default=id_seen),
             more=sum(row[2] for row in new) >= limit,
             due_in_s=min((row[4] for row in found if row[4] is not None), default=None),
             late_ids=[row[1] for row in found if row[1] <= id_seen],
             gaps=[(row[1], row[2]) for row in rows[1 + len(found) :]],
             xmin=snapshot[2],
-            xmax=snapshot[1],
+            xid_next=snapshot[1],
         )
 
     async def highest_id(self) -> int:

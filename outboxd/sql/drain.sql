@@ -63,7 +63,8 @@ LIMIT 1
 -- $1 int8          the highest id seen
 -- $2 int4          messages at most
 -- $3 text          ids that were missing when higher ones were seen, as an array's text
--- returns          first one row with the snapshot: null, xmax, xmin. Then, for each message that is missing no more, and per
+-- returns          first one row with the snapshot: null, the next transaction's number (not xmax: that is one above the
+--                  last that has ended, and later ones may run), xmin. Then, for each message that is missing no more, and per
 --                  shard: lock_key, highest id, count, scheduled_for of a due message or null, seconds until the next one
 --                  that is not due yet becomes due or null, and the shard. Then, of ids that are missing now: null, the
 --                  first of some, and their count, ascending
@@ -83,7 +84,7 @@ late AS (
 )
 SELECT
     NULL::int4 AS lock_key,
-    pg_snapshot_xmax(pg_current_snapshot())::text::int8 AS id_max,
+    pg_snapshot_xmax(pg_current_snapshot())::text::int8 + age(pg_snapshot_xmax(pg_current_snapshot())::xid) AS id_max,
     pg_snapshot_xmin(pg_current_snapshot())::text::int8 AS row_count,
     NULL::timestamptz AS scheduled_for,
     NULL::float8 AS due_in_s,

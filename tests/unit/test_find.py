@@ -39,7 +39,7 @@ class EmptyOutbox:
         self.asked_above.append(id_seen)
         if self.while_looking is not None:
             self.while_looking()
-        return NewMessages([], id_seen, more=False, due_in_s=None, late_ids=[], gaps=[], xmin=1, xmax=1)
+        return NewMessages([], id_seen, more=False, due_in_s=None, late_ids=[], gaps=[], xmin=1, xid_next=1)
 
     async def find_scheduled_shards(self, *_: object) -> tuple[list[object], None]:
         self.clock.now += self.cost_s
@@ -123,7 +123,7 @@ async def test_the_highest_id_seen_never_falls(clock: Clock, monkeypatch: pytest
     await finder.look()
 
     async def much(id_seen: int, _: list[int]) -> NewMessages:
-        return NewMessages([], id_seen + 5_000, more=True, due_in_s=None, late_ids=[], gaps=[], xmin=1, xmax=1)
+        return NewMessages([], id_seen + 5_000, more=True, due_in_s=None, late_ids=[], gaps=[], xmin=1, xid_next=1)
 
     with monkeypatch.context() as patch:
         patch.setattr(outbox, "find_new", much)

@@ -69,6 +69,58 @@ async def test_several_transactions_end_in_any_order(
     assert finder.passes == 1
 
 
+async def test_transactions_and_ids_begin_in_different_orders(
+    database: str, connection: asyncpg.Connection, finder: Finder
+) -> None:
+    """An application writes its own rows first, so the transaction that began later may have the lower id."""
+    async with connected(database) as older, connected(database) as slow:
+        older_end, slow_end, fast_end = older.transaction(), slow.transaction(), connection.transaction()
+        for transaction, session in ((older_end, older), (fast_end, connection), (slow_end, slow)):
+            await transaction.start()
+            await session.execute("SELECT pg_current_xact_id()")
+        await write(slow, shard=1)
+        await write(connection, shard=2)
+        await fast_end.commit()
+        assert await found(finder) == [2]
+        await older_end.commit()
+        assert await found(finder) == []
+        await slow_end.commit()
+        assert await found(finder) == [1]
+    assert finder.passes == 1
+
+
+async def test_the_last_transaction_to_begin_has_the_lower_id(
+    database: str, connection: asyncpg.Connection, finder: Finder
+) -> None:
+    async with connected(database) as slow:
+        slow_end, fast_end = slow.transaction(), connection.transaction()
+        await fast_end.start()
+        await connection.execute("SELECT pg_current_xact_id()")
+        await slow_end.start()
+        await write(slow, shard=1)
+        await write(connection, shard=2)
+        await fast_end.commit()
+        assert await found(finder) == [2]
+        await slow_end.commit()
+        assert await found(finder) == [1]
+    assert finder.passes == 1
+
+
+async def test_late_and_new_messages_of_a_shard_are_one_candidate(
+    database: str, connection: asyncpg.Connection, finder: Finder
+) -> None:
+    async with connected(database) as slow:
+        slow_end = slow.transaction()
+        await slow_end.start()
+        for obj in (1, 2):
+            await write(slow, shard=1, obj=obj)
+        await write(connection, shard=2)
+        assert await found(finder) == [2]
+        await slow_end.commit()
+    await write(connection, shard=1)
+    assert await found(finder) == [1]
+
+
 async def test_what_was_rolled_back_is_not_found_and_hides_nothing(
     database: str, connection: asyncpg.Connection, finder: Finder
 ) -> None:
