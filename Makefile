@@ -40,8 +40,8 @@ bench: $(READY) ## every figure of bench/README.md, on this machine: beside the 
 	@$(BIN)/python -m bench.peers --json bench/results/latest-peers.json $(PEERS_ARGS)
 	@$(BIN)/python -m bench.plots bench/results/latest-peers.json
 
-bench-quick: $(READY) ## the figures of the drain with smaller loads, beside the floor, in two minutes
-	@$(BIN)/python -m bench drain finding waiting failing latency several --quick --rounds 2 $(ARGS)
+bench-quick: $(READY) ## the figures of the drain with smaller loads, beside the floor, in under two minutes
+	@$(BIN)/python -m bench drain finding waiting failing latency --quick --rounds 2 $(ARGS)
 
 clean: ## remove the virtual environment and all caches
 	rm -rf $(VENV) .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache build dist

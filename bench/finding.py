@@ -33,7 +33,7 @@ DUE = stage.Load(1_000, 1, 1)
 
 async def measure(options: Options) -> list[Table]:
     """Measure the whole of it, and the statements that find alone."""
-    shards = options.scaled(200_000)
+    shards = options.scaled(200_000, 20)
     table = Table(
         "W4",
         f"{DUE.rows:,} due shards among {10 * shards:,} rows in {shards:,} shards in backoff, beside the same alone.",
