@@ -35,7 +35,6 @@ SUITES = {
     "backfill": "how fast a backfill writes",
     "produce": "what it costs to write messages",
 }
-RESULTS = Path(__file__).parent / "results"
 
 
 async def _measure(names: list[str], options: Options, to: Path | None) -> None:

@@ -6,18 +6,14 @@ Were it every fifth delivery of any shard, nine shards of ten would fail, and th
 
 from __future__ import annotations
 
-import contextlib
-import tempfile
 from typing import TYPE_CHECKING, Any
 
 from bench import stage
 from bench.drain import LOADS
 from bench.figures import Series, Table
-from outboxd import log, registry
+from outboxd import registry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from bench.options import Options
 
 RETRIED_AFTER_S = 1.9
@@ -50,17 +46,6 @@ def _failing(load: stage.Load) -> tuple[int, int]:
     return always, load.shards // 5 - always
 
 
-@contextlib.contextmanager
-def _log_to_a_file() -> Iterator[None]:
-    """Let the lines about failures be written, which is part of what they cost, but not to the terminal."""
-    with tempfile.TemporaryFile("w") as lines:
-        log.configure("json", "warning", stream=lines)
-        try:
-            yield
-        finally:
-            log.configure("json", "warning")
-
-
 async def measure(options: Options) -> list[Table]:
     """Compare the rows/s of the shards that never fail with W1, in turn."""
     load, _ = LOADS["W1"]
@@ -85,7 +70,7 @@ async def measure(options: Options) -> list[Table]:
                 plain = await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
             await connection.execute("VACUUM (ANALYZE) outbox_drained")
             forget()
-            with _log_to_a_file():
+            with stage.log_to_a_file():
                 async with stage.daemon(dsn, fail_often) as daemon:
                     retired = await daemon.retire(connection, load.fill("outbox_drained"), healthy)
                     failures = daemon.pipeline.totals()["failures"]

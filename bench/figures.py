@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
+EACH_SHARE_SEEN = 100
+"""With fewer values than this a 99th percentile would lie beyond all of them."""
 HEAD = ("", "median", "min", "max", "goal", "")
 
 
@@ -72,6 +75,14 @@ class Table:
     def markdown(self) -> str:
         """Return it with a heading, as plain text that Markdown shows as a table."""
         return "\n".join([f"**{self.name}.** {self.about}", "", *_rows([series.cells() for series in self.series]), ""])
+
+
+def percentiles(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 50th and the 99th; of fewer than a hundred values the median and the largest."""
+    if len(values) < EACH_SHARE_SEEN:
+        return statistics.median(values), max(values)
+    cuts = statistics.quantiles(values, n=100)
+    return cuts[49], cuts[98]
 
 
 def goals(tables: list[Table]) -> str:

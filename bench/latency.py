@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from bench import stage
-from bench.figures import Series, Table
+from bench.figures import Series, Table, percentiles
 from outboxd import registry
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ async def measure(options: Options) -> list[Table]:
             overlapping = await _latencies_ms(dsn, connection, messages, writers=WRITERS)
             await connection.execute("ALTER TABLE outbox_drained DISABLE TRIGGER ALL")
             polled = await _latencies_ms(dsn, connection, max(100, messages // 5))
-            table.add(*_cuts(notified), max(notified), *_cuts(overlapping), *_cuts(polled))
+            table.add(*percentiles(notified), max(notified), *percentiles(overlapping), *percentiles(polled))
             options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
     return [table]
 
@@ -77,11 +76,6 @@ async def _latencies_ms(dsn: str, connection: asyncpg.Connection, messages: int,
         stdout, _ = await writer.communicate()
         await stage.until_empty(connection)
     return [1_000 * (_received_at[number] - at) for number, at in json.loads(stdout)[WARM_UP_MESSAGES:]]
-
-
-def _cuts(values: list[float]) -> tuple[float, float]:
-    cuts = statistics.quantiles(values, n=100)
-    return cuts[49], cuts[98]
 
 
 async def _write(dsn: str, messages: int, writers: int) -> None:

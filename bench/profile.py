@@ -12,7 +12,6 @@ import collections
 import contextlib
 import dataclasses
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from bench import failing, snapshot, stage, waiting
 from bench.commit import commit
 from bench.drain import LOADS
-from outboxd import log
 from outboxd.config import DrainConfig
 from outboxd.main import run_in_loop
 
@@ -150,8 +148,7 @@ def main() -> None:
     if unknown := set(names) - set(PROFILED):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PROFILED)}")
     print(f"outboxd at {commit()}, {ROUNDS} rounds of each.\n")
-    with tempfile.TemporaryFile("w") as lines:  # what is logged is part of the cost
-        log.configure("json", "warning", stream=lines)
+    with stage.log_to_a_file():
         for name in names:
             run_in_loop(_profile(name))
 

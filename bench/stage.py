@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -12,17 +13,16 @@ import asyncpg
 import msgspec
 import psutil
 
-from outboxd import registry
+from outboxd import log, registry
 from outboxd.config import CategoryConfig, Config, DrainConfig, OutboxConfig, ScopeConfig
 from outboxd.embedded import embedded_postgres
 from outboxd.inspection import inspect_table
-from outboxd.main import tune_collector
 from outboxd.migrate import migrate
 from outboxd.outbox import Outbox
 from outboxd.pipeline import Pipeline
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
 
 CONFIG = Config(
     silo_mode="region",
@@ -81,6 +81,17 @@ async def server(**settings: object) -> AsyncIterator[tuple[str, asyncpg.Connect
         await connection.close()
 
 
+@contextlib.contextmanager
+def log_to_a_file() -> Iterator[None]:
+    """Let the daemon write its log, which is part of what it costs, but not to the terminal."""
+    with tempfile.TemporaryFile("w") as lines:
+        log.configure("json", "warning", stream=lines)
+        try:
+            yield
+        finally:
+            log.configure("json", "warning")
+
+
 @contextlib.asynccontextmanager
 async def daemon(
     dsn: str, receiver: Callable[..., object] = accept, *, drain: DrainConfig | None = None
@@ -91,7 +102,6 @@ async def daemon(
     await pipeline.open()
     for branch in pipeline.branches:
         branch.meter.timed = True  # as in a daemon that is scraped
-    tune_collector()
     async with asyncio.TaskGroup() as tasks:
         running = tasks.create_task(pipeline.run())
         await pipeline.ready()

@@ -24,7 +24,7 @@ from outboxd.outbox import FIND_PAIRS
 
 if TYPE_CHECKING:
     from outboxd.live import Live
-    from outboxd.model import Candidate, Instant, ShardKey
+    from outboxd.model import Candidate, Instant, NewMessages, ShardKey
     from outboxd.outbox import Outbox
 
 PASS_SHARE_MAX = 1 / 50
@@ -55,7 +55,6 @@ class Finder:
         self._next_poll_at = math.inf
         self._pass_rests_until = 0.0
         self._woken = False
-        self._has_more = False
         self._id_seen: int | None = None
         self._missing = Missing()
         self.begun_at_id: int | None = None
@@ -94,7 +93,7 @@ class Finder:
         if self._passing or now >= self._next_pass_at:
             candidates = await self._step()
         elif now >= self._next_new_at and (self._woken or now >= self._next_poll_at):
-            candidates = await self._new()
+            candidates = (await self._new()).candidates
         else:
             return []
         self.looked_at = time.monotonic()
@@ -104,10 +103,10 @@ class Finder:
         started_at = time.monotonic()
         candidates: list[Candidate] = []
         if not self._passing:
-            if self._id_seen is not None:
-                candidates = await self._new()
-            if self._id_seen is None or self._has_more:  # of much that is new, the rest is found by the pass itself
-                highest, self._has_more = await self._outbox.highest_id(), False
+            new = None if self._id_seen is None else await self._new()
+            candidates = [] if new is None else new.candidates
+            if new is None or new.more:  # of much that is new, the rest is found by the pass itself
+                highest = await self._outbox.highest_id()
                 # Never lower: where all that was delivered is dead there is no highest id, and looks would walk it all.
                 self._id_seen = highest if self._id_seen is None else max(self._id_seen, highest)
                 self.begun_at_id = self._id_seen if self.begun_at_id is None else self.begun_at_id
@@ -136,7 +135,7 @@ class Finder:
     def _rest_s(self) -> float:
         return self._live.poll_interval_s * random.uniform(0.9, 1.0)  # noqa: S311  replicas must not poll in step
 
-    async def _new(self) -> list[Candidate]:
+    async def _new(self) -> NewMessages:
         self._woken = False
         started_at = time.monotonic()
         self._next_poll_at = started_at + self._rest_s()
@@ -153,9 +152,8 @@ class Finder:
             now = time.monotonic()
             self._next_new_at = now + min(NEW_REST_S_MAX, (now - started_at) / NEW_SHARE_MAX)
         self._id_seen = new.id_max
-        self._has_more = new.more
         self._woken = self._woken or new.more
-        return new.candidates
+        return new
 
 
 class OneShard(Finder):

@@ -35,7 +35,6 @@ from outboxd.embedded import embedded_postgres
 T = TypeVar("T")
 
 SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": 200}
-HELD_TIMES = 3
 HELD_ROUNDS = 5
 LATENCY_MESSAGES = 500
 TROUBLE = (FailedError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
@@ -217,9 +216,7 @@ def main() -> None:
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
     chosen = [system for system in SYSTEMS if not options.names or system.key in {"outboxd", *options.names}]
     messages = LATENCY_MESSAGES // max(1, options.rounds)
-    amounts = Amounts(
-        options.rounds, min(options.rounds, HELD_TIMES), HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000
-    )
+    amounts = Amounts(options.rounds, options.rounds, HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000)
     if options.quick:
         amounts = Amounts(
             1, 1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0, is_quick=True

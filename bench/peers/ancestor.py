@@ -22,6 +22,8 @@ import time
 
 import asyncpg
 
+from outboxd.main import run_in_loop
+
 TIMED = bool(os.environ.get("BENCH_TIMED"))
 RANGES = 5
 DELETE_ROWS = 50
@@ -136,13 +138,7 @@ async def setup() -> None:
 
 def main() -> None:
     """Run on the event loop that outboxd runs on here, or the loops would be compared, too."""
-    factory = None
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(setup() if sys.argv[1] == "setup" else work())
+    run_in_loop(setup() if sys.argv[1] == "setup" else work())
 
 
 if __name__ == "__main__":

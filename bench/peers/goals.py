@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import statistics
 
-from bench.figures import Series, Table
-from bench.peers.results import Measured, Run, percentiles, ratios
+from bench.figures import Series, Table, percentiles
+from bench.peers.results import Measured, Run, ratios
 
 FASTEST_PEER = 4
 FASTEST_PYTHON_PEER = 10

@@ -7,8 +7,9 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from bench import figures
+from bench.figures import EACH_SHARE_SEEN, percentiles
 from bench.peers.goals import beyond, goals, sentences
-from bench.peers.results import EACH_SHARE_SEEN, Measured, Run, percentiles, ratios
+from bench.peers.results import Measured, Run, ratios
 
 NONE = "-"
 

@@ -10,9 +10,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench.peers.system import Role
 
-EACH_SHARE_SEEN = 100
-"""With fewer values than this a 99th percentile would lie beyond all of them."""
-
 
 @dataclasses.dataclass
 class Measured:
@@ -93,11 +90,3 @@ class Run:
 def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
     """Return round for round how many times the others the values are; of the rounds that both have."""
     return [value / other for value, other in zip(values, others, strict=False)]
-
-
-def percentiles(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 50th and the 99th; of fewer than a hundred values the median and the largest."""
-    if len(values) < EACH_SHARE_SEEN:
-        return statistics.median(values), max(values)
-    cuts = statistics.quantiles(values, n=100)
-    return cuts[49], cuts[98]

@@ -69,38 +69,25 @@ async def test_several_transactions_end_in_any_order(
     assert finder.passes == 1
 
 
+@pytest.mark.parametrize("older_one_runs", [False, True])
 async def test_transactions_and_ids_begin_in_different_orders(
-    database: str, connection: asyncpg.Connection, finder: Finder
+    database: str, connection: asyncpg.Connection, finder: Finder, older_one_runs: bool
 ) -> None:
-    """An application writes its own rows first, so the transaction that began later may have the lower id."""
+    """An application writes its own rows first, so the transaction that began last may have the lower id."""
     async with connected(database) as older, connected(database) as slow:
-        older_end, slow_end, fast_end = older.transaction(), slow.transaction(), connection.transaction()
-        for transaction, session in ((older_end, older), (fast_end, connection), (slow_end, slow)):
-            await transaction.start()
+        begun = []
+        for session in (*([older] if older_one_runs else []), connection, slow):
+            begun.append(session.transaction())
+            await begun[-1].start()
             await session.execute("SELECT pg_current_xact_id()")
+        *older_ends, fast_end, slow_end = begun
         await write(slow, shard=1)
         await write(connection, shard=2)
         await fast_end.commit()
         assert await found(finder) == [2]
-        await older_end.commit()
-        assert await found(finder) == []
-        await slow_end.commit()
-        assert await found(finder) == [1]
-    assert finder.passes == 1
-
-
-async def test_the_last_transaction_to_begin_has_the_lower_id(
-    database: str, connection: asyncpg.Connection, finder: Finder
-) -> None:
-    async with connected(database) as slow:
-        slow_end, fast_end = slow.transaction(), connection.transaction()
-        await fast_end.start()
-        await connection.execute("SELECT pg_current_xact_id()")
-        await slow_end.start()
-        await write(slow, shard=1)
-        await write(connection, shard=2)
-        await fast_end.commit()
-        assert await found(finder) == [2]
+        for older_end in older_ends:
+            await older_end.commit()
+            assert await found(finder) == []
         await slow_end.commit()
         assert await found(finder) == [1]
     assert finder.passes == 1
