@@ -7,15 +7,14 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from outboxd import commands
+from outboxd import commands, display
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command line, by default that of this process, and exit with its code."""
     _open_what_is_closed()
     code = commands.run(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    display.flush()
     if any(not thread.daemon and thread is not threading.main_thread() for thread in threading.enumerate()):
         os._exit(code)  # a receiver that was given up still runs in a thread, and Python would wait for it
     sys.exit(code)

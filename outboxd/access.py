@@ -46,7 +46,7 @@ async def naming_grants(dsn: Callable[[], str], config: Config, kind: RoleKind) 
     """Name the GRANTs in the error, when a privilege turns out to be missing inside."""
     try:
         yield
-    except errors.PrivilegeError as exc:
+    except errors.SchemaError as exc:
         await name_grants(exc, dsn, config, kind)
         raise
 
@@ -81,7 +81,7 @@ def _refuse(missing: list[str], what: str) -> None:
 
 
 def _to_run(missing: list[str]) -> str:
-    return "As the owner of the schema, run:\n" + "\n".join(f"  {grant}" for grant in missing)
+    return "As the owner of what is named, run:\n" + "\n".join(f"  {grant}" for grant in missing)
 
 
 async def name_grants(
@@ -90,6 +90,9 @@ async def name_grants(
     """
     Put the GRANTs that are missing into the hint of an error about a privilege; any other is left as it is.
 
+    A table without a schema in its name is passed over in silence where the role may not use the schema: to the server
+    there is no such table. So when something is missing, USAGE of a schema is looked for as well.
+
     Args:
         exc: The error; as it is, too, where no GRANT would help (a policy of the table) or nobody can be asked.
         dsn: Tells where to ask, as the role that met the error.
@@ -97,10 +100,12 @@ async def name_grants(
         kind: What the role is for.
         walks: As in `privileges.missing_grants`.
     """
-    if not isinstance(exc, errors.PrivilegeError):
+    if not isinstance(exc, errors.SchemaError):
         return
     with contextlib.suppress(errors.OutboxdError):
         async with session.visit(dsn(), name="grants") as connection:
             role = await connection.fetchval("SELECT current_user::text")
-            if missing := await privileges.missing_grants(connection, config, role, kind, walks=walks):
+            missing = await privileges.missing_grants(connection, config, role, kind, walks=walks)
+            hides = any(grant.startswith("GRANT USAGE ON SCHEMA ") for grant in missing)
+            if hides or (missing and isinstance(exc, errors.PrivilegeError)):
                 exc.hint = _to_run(missing)

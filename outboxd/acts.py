@@ -183,7 +183,7 @@ def _retrying(page: Sequence[Stuck], config: Config) -> str:
 async def has_messages(connection: asyncpg.Connection, config: Config, one: Stuck) -> bool:
     """Tell whether anything waits in a shard; one index probe."""
     statement = renderer_of(one.table, config.schema).render(_STATEMENTS["has_messages"])
-    with inspection.translated(f"looking at a shard of outbox {one.outbox.name}"):
+    async with transaction(connection, f"looking at a shard of outbox {one.outbox.name}"):
         found: bool = await connection.fetchval(statement, *one.shard)
     return found
 

@@ -6,7 +6,6 @@ import sys
 import time
 from typing import TYPE_CHECKING, TextIO, cast
 
-import click
 from rich import progress
 from rich.console import Console
 from rich.measure import Measurement
@@ -16,7 +15,7 @@ from rich.text import Text
 
 from outboxd import log
 from outboxd.backfill_report import explain
-from outboxd.display import duration, is_terminal, say, show_table
+from outboxd.display import duration, echo, is_terminal, say, show_table
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -163,7 +162,7 @@ class Display:
         at, condition = self._shown.get(walker.table, (float("-inf"), ""))
         if now - at >= LINE_INTERVAL_S or condition != walker.progress.condition:
             self._shown[walker.table] = (now, walker.progress.condition)
-            click.echo(f"{walker.table}: {self._words(walker)}", err=True)
+            echo(f"{walker.table}: {self._words(walker)}", err=True)
 
     def _words(self, walker: Walker) -> str:
         known = walker.progress

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from outboxd import errors, session, sql
+from outboxd.query import Query, numbers_of
 from outboxd.source import FRESH, names_of_row
 from outboxd.sql import literal
+from outboxd.switching import rows_of, switches
 from outboxd.walker import TABLE_CLASS
 from outboxd.watermark import State, next_step
 
@@ -212,14 +214,28 @@ def watermark_query(config: Config) -> str:
     models = [model for model in config.model if model.outbox in {outbox.name for outbox in config.outboxes}]
     if not models:
         return "-- No [[model]] is configured: there is nothing to backfill.\n"
-    rows = ", ".join(f"({literal(model.table)}, {model.replication_version})" for model in models)
-    renderer = sql.Renderer({"schema": sql.quote(config.schema), "models": rows}, {})
-    query = renderer.render(_STATEMENTS["watermarks"]) + "\n"
+    rows = [
+        (
+            literal(model.table),
+            str(model.replication_version),
+            literal(model.outbox),
+            f"({config.categories[model.category].value})",
+        )
+        for model in models
+    ]
+    header, statement = sql.split_header(_STATEMENTS["watermarks"])
+    about = [line.removeprefix("-- ") for line in header.splitlines()]
     if config.backfill.state == "redis":
-        keys = "".join(f"--   GET {literal(f'outbox_backfill.{model.table}')}\n" for model in models)
-        note = "-- They are kept in Redis, as [low_bound, version]; low_bound and version below mean nothing.\n"
-        query = f"{note}{keys}{query}"
-    return query
+        about.append("They are kept in Redis, as [low_bound, version]; low_bound and version below mean nothing.")
+        about += [f"  GET {literal(f'outbox_backfill.{model.table}')}" for model in models]
+    return Query(
+        about="\n".join(about),
+        statement=statement,
+        values={"rows_max": len(models)},
+        names={"schema": sql.quote(config.schema), "models": rows_of(rows), "switches": switches(config)},
+        shard_columns={},
+        numbers=numbers_of(config),
+    ).for_psql()
 
 
 async def _lags(backfill: Backfill) -> bool:

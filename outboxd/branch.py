@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 import anyio
 import structlog
 
-from outboxd import access, errors, schedule, session
+from outboxd import access, errors, session
 from outboxd.bounded import BoundedRun
 from outboxd.inspection import inspect_table
 from outboxd.lane import Lane
-from outboxd.meter import Meter
+from outboxd.meter import ClaimCounters, Meter
 from outboxd.outbox import Outbox
 from outboxd.readahead import Reader
 from outboxd.replicas import Sources, source_session
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 LOOK_AGAIN_S = 2.0
+SAID_EVERY_S = 60.0
+SETTLE_S_MAX = 2.0
 BOUNDED_TRIES_MAX = 5
 
 
@@ -43,6 +46,9 @@ class Branch:
     Args:
         config: The outbox.
         pipeline: What all outboxes share.
+
+    Attributes:
+        lacking: Why the outbox is not drained now; empty when it is, or was not looked at yet.
     """
 
     def __init__(self, config: OutboxConfig, pipeline: Pipeline) -> None:
@@ -56,8 +62,15 @@ class Branch:
         self.source_session: Session | None = None
         self.ready = asyncio.Event()
         self.meter = Meter()
-        self.claimed = schedule.Counters()
+        self.claimed = ClaimCounters()
         self.error: errors.OutboxdError | None = None
+        self.lacking = ""
+        self._said, self._said_at = "", 0.0
+
+    @property
+    def is_fit(self) -> bool:
+        """Whether the outbox is drained now, as far as anybody knows."""
+        return self.ready.is_set() and not self.lacking
 
     async def run(self, background: TaskGroup) -> None:
         """Drain until stopped. A missing or changed table is waited for; a bounded run keeps the error and ends."""
@@ -70,20 +83,34 @@ class Branch:
                     self._pipeline.fail(errors.ConfigError([f"{names} are one table: {table.name}"]))
                     return
                 tries = 0
+                self._found(lacking="")
                 self.ready.set()
                 await self._drain_table(table, background)
             except errors.OutboxdError as exc:  # also a refused login: passwords rotate
                 tries += 1
-                self._pipeline.live.beat()
+                self._found(lacking=str(exc))
+                if not any(branch.is_fit for branch in self._pipeline.branches):  # else those feed the watchdog
+                    self._pipeline.live.beat()
                 await self._pipeline.name_grants(exc)
                 if self.bounded is not None and (tries >= BOUNDED_TRIES_MAX or exc.exit_code != 69):
                     self.error = exc
                     return
-                if tries & (tries - 1) == 0:
-                    log.warning("outbox.not_ready", outbox=self.config.name, error=str(exc), hint=exc.hint or None)
+                self._complain(exc)
                 await self._pipeline.pause(LOOK_AGAIN_S)
             else:
                 return
+
+    def _complain(self, exc: errors.OutboxdError) -> None:
+        """Log why the outbox is not drained: at once when that is new, then once a minute."""
+        now = time.monotonic()
+        if self._said != str(exc) or now - self._said_at >= SAID_EVERY_S:
+            self._said, self._said_at = str(exc), now
+            log.warning("outbox.not_ready", outbox=self.config.name, error=str(exc), hint=exc.hint or None)
+
+    def _found(self, *, lacking: str) -> None:
+        if self.lacking != lacking:
+            self.lacking = lacking
+            self._pipeline.live.fitness_changed()
 
     async def _inspect(self) -> Table:
         async with session.visit(self._pipeline.dsn(), name=f"inspect {self.config.name}") as connection:
@@ -101,18 +128,20 @@ class Branch:
             finder=pipeline.finder_of(self.outbox),
             live=live,
             on_claimed=lambda claim, candidate: reader.put(claim, candidate),
+            on_awaited=lambda: settler.hurry(),
             bounded=self.bounded,
             counters=self.claimed,
         )
         self.scheduler = scheduler
-        self.settler = Settler(
+        settler = Settler(
             self.outbox,
             live,
             on_settled=scheduler.settled,
             on_room=pipeline.drain.queue.look_again,
             meter=self.meter,
         )
-        self.settler.gives_up = self.bounded is not None
+        settler.gives_up = self.bounded is not None
+        self.settler = settler
 
         def started(turn: Turn) -> None:
             reader.started(turn)
@@ -121,7 +150,7 @@ class Branch:
         self.source_session = source_session(pipeline.dsn, name=f"source {self.config.name}")
         lane = Lane(
             self.outbox,
-            self.settler,
+            settler,
             Sources(self.config.name, table, pipeline.config.schema, self.source_session),
             discard_unhandled=self.config.on_unhandled == "discard",
             on_started=started,
@@ -130,7 +159,7 @@ class Branch:
         reader = Reader(lane, pipeline.drain, scheduler, live)
         await pipeline.claims.listen(f"outboxd_{table.oid}", scheduler.wake)
         writing, reading = anyio.CancelScope(), anyio.CancelScope()
-        background.start_soon(_run_in, writing, self.settler.run)
+        background.start_soon(_run_in, writing, settler.run)
         background.start_soon(_run_in, reading, reader.run)
         try:
             await scheduler.schedule_batch()
@@ -138,6 +167,8 @@ class Branch:
             # Whoever looks at the table anew must find no claim of ours, and no delivery under way.
             reading.cancel()
             await lane.close()
+            with anyio.move_on_after(SETTLE_S_MAX):  # what was delivered would be delivered again
+                await self.settle()
             writing.cancel()
             await scheduler.let_go()
             await self.close()
@@ -158,6 +189,7 @@ class Branch:
     async def settle(self) -> None:
         """Wait until everything handed to the settler is written, or given up."""
         if self.settler is not None:
+            self.settler.hurry()
             await self.settler.idle.wait()
             self.error = self.error or self.settler.error
 

@@ -110,21 +110,27 @@ class LoadGauge:
         config: Its `outboxes`.
         session: Where to ask.
         dsn: Tells where to connect to look at the tables.
+        rows_max: Rows of an outbox that are counted at most; None: as many as the rate, which more would not change.
     """
 
-    def __init__(self, config: Config, session: Session, dsn: Callable[[], str]) -> None:
+    def __init__(
+        self, config: Config, session: Session, dsn: Callable[[], str], *, rows_max: int | None = None
+    ) -> None:
         self._config = config
+        self._rows_max = max(1, config.backfill.backfills_per_minute) if rows_max is None else rows_max
         self._session = session
         self._dsn = dsn
         self._statements: dict[str, dict[str, str]] = {}
         self._last = Load(0, 0.0)
         self.lag_s: dict[str, float] = {}
         """The age of the oldest due row of each outbox that could be looked at last time."""
+        self.unknown: dict[str, errors.OutboxdError] = {}
+        """Why the others could not."""
         self._good_until = 0.0
 
     async def measure(self, switches: Switches) -> Load:
         """
-        Count due rows that are neither paused nor of failing shards, up to the rate.
+        Count due rows that are neither paused nor of failing shards, up to the bound.
 
         Counting a million takes 0.4 s, and a high rate would pay it every second: a look that took long is believed for
         20 times what it took.
@@ -149,11 +155,11 @@ class LoadGauge:
         Raises:
             StoreUnavailable: The database is away.
         """
-        rows_max = max(1, self._config.backfill.backfills_per_minute)
+        rows_max = self._rows_max
         looked_at_max = max(ROWS_LOOKED_AT_MAX, rows_max)
         shards = list(switches.shards)
         off = [[shard[0] for shard in shards], [shard[1] for shard in shards], [shard[2] for shard in shards]]
-        scheduled, self.lag_s = 0, {}
+        scheduled, self.lag_s, self.unknown = 0, {}, {}
         for outbox in self._config.outboxes:
             if outbox.name in switches.outboxes:
                 self.lag_s[outbox.name] = 0.0
@@ -170,6 +176,7 @@ class LoadGauge:
                     lag_s = max(lag_s, first[0][0])
             except (errors.SchemaError, errors.StatementFailed) as exc:
                 self._statements.pop(outbox.name, None)
+                self.unknown[outbox.name] = exc
                 log.debug("backfill.load_unknown", outbox=outbox.name, error=str(exc))
                 continue
             scheduled += counted

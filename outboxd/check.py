@@ -299,7 +299,18 @@ async def _check_privileges(
     if not await connection.fetchval(_STATEMENTS["has_role"], name):
         remedy = f"CREATE ROLE {await connection.fetchval(_STATEMENTS['quoted'], name)} LOGIN;"
         return [Finding("error", "privileges", f"there is no role {name}", remedy)]
-    return [await _privilege_finding(connection, prepared, name, kind) for kind in dict.fromkeys(kinds)]
+    findings = [await _privilege_finding(connection, prepared, name, kind) for kind in dict.fromkeys(kinds)]
+    return findings + (await _check_activity(connection, prepared, name) if "daemon" in kinds else [])
+
+
+async def _check_activity(connection: asyncpg.Connection, prepared: Prepared, role: str) -> list[Finding]:
+    """Note what the metrics of a daemon will lack; it drains without them."""
+    assert prepared.loaded is not None
+    if not prepared.loaded.config.http.listen or await connection.fetchval(_STATEMENTS["sees_activity"], role):
+        return []
+    text = f"role {role} does not see what holds vacuum back: the metrics lack it, and no alert tells of it"
+    grant = f"GRANT pg_read_all_stats TO {await connection.fetchval(_STATEMENTS['quoted'], role)};"
+    return [Finding("info", "metrics", text, grant)]
 
 
 async def _privilege_finding(connection: asyncpg.Connection, prepared: Prepared, role: str, kind: RoleKind) -> Finding:

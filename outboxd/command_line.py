@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from typing import Any
 
-from outboxd.option_keys import canonical
+from outboxd import option_keys
 
 
 def line(verb: str, *arguments: object, **options: str | None) -> str:
@@ -25,17 +23,22 @@ def line(verb: str, *arguments: object, **options: str | None) -> str:
     return " ".join([*words, *map(shlex.quote, texts)])
 
 
-def lifting(key: str, value: Any, off: str) -> str:
+def lifting(key: str, value: str, off: str) -> str:
     """
     Write the command that takes one entry out of an option's list; out of a list of one, the option is unset.
 
+    The other entries stay as they are written. Where the list cannot be taken apart, the command that shows it.
+
     Args:
         key: Of the option.
-        value: Its list; None: it is gone meanwhile.
+        value: Its list, JSON; empty where it is gone meanwhile.
         off: The entry: an identifier in any spelling, or a name.
     """
-    left = [item for item in value or () if canonical(item) != canonical(off)]
-    return line("options set", key, json.dumps(left, ensure_ascii=False)) if left else line("options unset", key)
+    items = option_keys.entries(value)
+    if items is None:
+        return line("options get", key)
+    left = [item for item in items if option_keys.canonical(option_keys.parse(item)) != option_keys.canonical(off)]
+    return line("options set", key, f"[{', '.join(left)}]") if left else line("options unset", key)
 
 
 def _option(name: str, value: str) -> str:

@@ -116,7 +116,8 @@ def list_query(config: Config, selection: Selection, limit: int) -> Query:
 
 def show_query(config: Config, letter: int) -> Query:
     """Return the question for one dead letter."""
-    return _query(config, "show", Selection(ids=(letter,)), {}, about=_ABOUT_SHOW)
+    asked = _query(config, "show", Selection(ids=(letter,)), {}, about=_ABOUT_SHOW)
+    return dataclasses.replace(asked, unparsed=("payload", "headers"))
 
 
 async def count(

@@ -176,6 +176,7 @@ Something in them has failed and is tried again; the one that has failed longest
 category, object, attempts and last_error: of the object that has failed most often; failing_objects: how many fail.
 depth: messages of the shard, the failing one among them; is_at_least: there may be more.
 depth and next_attempt are empty when the message that failed is gone.
+paused: what is switched off that holds this object, by whom and why; paused_until: when that ends, if it does.
 oldest and newest say when a message of the shard was written.
 is_partial: more than {bounds.failures} objects of the outbox fail, and only so many were looked at."""
     order = "ORDER BY first_failed_at, outbox, region_name, shard_scope, shard_identifier"
@@ -189,7 +190,7 @@ def messages_of_shard(
     about = f"""Messages of one shard of {_list_of([outbox])}{_in_region(region)}, newest first, {limit} at most.
 {_ABOUT_MESSAGES}"""
     found = messages(config, outbox, shard=(scope, identifier), region=region, limit=limit)
-    return dataclasses.replace(found, about=about, numbers=numbers_of(config, scope=scope))
+    return dataclasses.replace(found, about=about)
 
 
 def messages_of_object(
@@ -209,7 +210,7 @@ No index knows objects: only the newest {bounds.object_rows} messages of the out
     found = messages(
         config, outbox, category=category, object_identifier=identifier, region=region, limit=limit, bounds=bounds
     )
-    return dataclasses.replace(found, about=about, numbers=numbers_of(config, category=category))
+    return dataclasses.replace(found, about=about)
 
 
 def messages(
@@ -258,7 +259,8 @@ def messages(
         "fits": _fragment(" AND ".join(fits) or "true"),
         "backwards": _part("backwards", config, outbox) if of_shard else "",
     }
-    return _query("messages", config, outbox, names, values, about=about, numbers=numbers_of(config))
+    found = _query("messages", config, outbox, names, values, about=about, numbers=numbers_of(config))
+    return dataclasses.replace(found, unparsed=("payload", "headers"))
 
 
 def _of_shard(
@@ -285,8 +287,7 @@ due: those that may run now.
 {_ESTIMATE}"""
     names = {**_names(config, outbox), **_narrowed(region), "seen": _part("seen", config, outbox)}
     values = bounds.values(1) | {"category": category, "region": region}
-    numbers = numbers_of(config, category=category)
-    return _query("depth", config, outbox, names, values, about=about, numbers=numbers)
+    return _query("depth", config, outbox, names, values, about=about, numbers=numbers_of(config))
 
 
 def _joined(
@@ -341,7 +342,7 @@ def _part(statement: str, config: Config, outbox: OutboxConfig, region: str | No
     return _query(statement, config, outbox, names, {}, about="")
 
 
-_MADE_OF = {"shards": ("seen", "off")}
+_MADE_OF = {"shards": ("seen", "off", "paused"), "stuck": ("off", "paused")}
 
 
 def _names_of_messages(config: Config, outbox: OutboxConfig) -> dict[str, Filling]:

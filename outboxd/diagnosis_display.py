@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from outboxd.display import duration, one_line, show_lines, show_table
+from outboxd.query import as_written
 from outboxd.switching import Row, origin, subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PAYLOAD_CHARACTERS_MAX = 40
+NULL_BYTES_MAX = 16
+"""JSON's null is stored in fewer, what is too large in many more."""
 REASON_CHARACTERS_MAX = 200
 SWITCHED_OFF_SHOWN_MAX = 20
 
@@ -42,26 +44,26 @@ def show_shards(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str)
         if any(row["is_estimate"] for row in rows):
             click.echo("\n~ is an estimate, from a part of the table")
         _echo_reasons([(name_of(row), row["because"]) for row in rows])
-    if off:
-        click.echo("\nswitched off now:")
-        shown = [f"{subject(row)}, {origin(row)}" for row in off[:SWITCHED_OFF_SHOWN_MAX]]
-        if len(off) > len(shown):
-            shown.append(f"… and {len(off) - len(shown):,} more: outboxd pause --list")
-        show_lines(f"  {one_line(text)}" for text in shown)
+    _echo_off(off)
 
 
-def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
-    """Print the shards in backoff, and the last error of each."""
-    if not rows:
+def show_stuck(rows: Sequence[Mapping[str, Any]], off: Sequence[Row], now: str) -> None:
+    """Print the shards in backoff, and the last error of each; below them whatever is switched off."""
+    if rows:
+        _echo_stuck(rows, now)
+    else:
         click.echo("no shard is in backoff")
-        return
+    _echo_off(off)
+
+
+def _echo_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
     titles = [*_place_titles(rows), "category", "depth", "next try", "oldest", "newest", "tries"]
     cells = [
         [
             *_place(row, titles),
             row["category_name"],
             "?" if row["depth"] is None else f"{row['depth']:,}{'+' if row['is_at_least'] else ''}",
-            when(row["next_attempt"], now),
+            _next_try(row, now),
             age(row["oldest"], now),
             age(row["newest"], now),
             f"{row['attempts']:,}",
@@ -75,7 +77,21 @@ def show_stuck(rows: Sequence[Mapping[str, Any]], now: str) -> None:
         click.echo("\n? means that the message which failed is gone")
     if any(row["is_partial"] for row in rows):
         click.echo("\nmore objects fail than were looked at: others may have failed longer")
-    _echo_reasons([(f"{name_of(row)}, object {row['object_identifier']}", row["last_error"]) for row in rows])
+    reasons = [
+        (
+            f"{name_of(row)}, object {row['object_identifier']}",
+            "; ".join(filter(None, (row["paused"], row["last_error"]))),
+        )
+        for row in rows
+    ]
+    _echo_reasons(reasons)
+
+
+def _next_try(row: Mapping[str, Any], now: str) -> str:
+    """Tell when it is, or how long there is none."""
+    if row["paused"] is None:
+        return when(row["next_attempt"], now)
+    return "paused" if row["paused_until"] is None else f"paused for {_span(_seconds_until(row['paused_until'], now))}"
 
 
 def show_messages(rows: Sequence[Mapping[str, Any]], now: str, where: str, *, of_object: bool) -> None:
@@ -165,12 +181,28 @@ def _state(row: Mapping[str, Any], now: str) -> str:
     return f"{row['state']} for {_span(_seconds_until(row['until'], now))}"
 
 
+def payload_of(row: Mapping[str, Any]) -> str | None:
+    """Return the payload of a message as the server has it; None where there is none, or it is too large to be read."""
+    if row["payload"] is not None:
+        return as_written(row["payload"])
+    return "null" if row["payload_size"] is not None and row["payload_size"] <= NULL_BYTES_MAX else None
+
+
 def _payload(row: Mapping[str, Any]) -> str:
-    if row["payload_size"] is None:
-        return "-"
-    if row["payload"] is None and row["payload_size"] > len("null"):
-        return f"({row['payload_size']:,} bytes)"
-    return one_line(json.dumps(row["payload"], ensure_ascii=False), PAYLOAD_CHARACTERS_MAX)
+    payload = payload_of(row)
+    if payload is not None:
+        return one_line(payload, PAYLOAD_CHARACTERS_MAX)
+    return "-" if row["payload_size"] is None else f"({row['payload_size']:,} bytes)"
+
+
+def _echo_off(off: Sequence[Row]) -> None:
+    """Print what is switched off, whether anything else is listed or not."""
+    if off:
+        click.echo("\nswitched off now:")
+        shown = [f"{subject(row)}, {origin(row)}" for row in off[:SWITCHED_OFF_SHOWN_MAX]]
+        if len(off) > len(shown):
+            shown.append(f"… and {len(off) - len(shown):,} more: outboxd pause --list")
+        show_lines(f"  {one_line(text)}" for text in shown)
 
 
 def _echo_reasons(reasons: Sequence[tuple[str, str | None]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import itertools
 import math
@@ -171,7 +172,42 @@ def show_lines(lines: Iterable[str], *, hang: int = 4, err: bool = False) -> Non
         err: To stderr.
     """
     for line in lines:
-        click.echo(fitting(line, hang=hang, err=err), err=err)
+        echo(fitting(line, hang=hang, err=err), err=err)
+
+
+lost: list[OSError] = []
+"""Why something could not be printed on stdout; `commands.run` makes an exit code of it, when all is done."""
+
+
+def echo(text: str, *, err: bool = False) -> None:
+    """
+    Print what is said on the way. Where that cannot be, what follows goes nowhere, and nothing is raised.
+
+    Who acts must finish, whether anybody reads on or not. Of what is lost on stderr there is nobody to be told.
+    """
+    try:
+        click.echo(text, err=err)
+    except OSError as exc:
+        lead_nowhere(sys.stderr if err else sys.stdout)
+        if not err:
+            lost.append(exc)
+
+
+def lead_nowhere(stream: TextIO) -> None:
+    """Let a stream that cannot be written to any more swallow everything, also what it still holds."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def flush() -> None:
+    """Write out what stdout and stderr hold; the interpreter's own last flush would fail aloud."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            lead_nowhere(stream)
 
 
 def fitting(line: str, *, hang: int = 4, err: bool = False) -> str:

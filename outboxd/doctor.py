@@ -29,6 +29,7 @@ from outboxd.budget import FIRST_ROWS, ROWS_LOOKED_AT_MAX
 from outboxd.check_table import check_outbox
 from outboxd.claims import DEATH_COUNTS_FOR, SHARD_CLASS, WORKER_CLASS
 from outboxd.display import counted
+from outboxd.explain import LOCK_CLASSES
 from outboxd.findings import Finding, count, exit_code, lines_of
 from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
@@ -283,6 +284,7 @@ def _question(config: Config, outbox: OutboxConfig, name: str) -> Query:
         values={key: value for key, value in _VALUES.items() if f"{{value:{key}}}" in statement},
         names=names,
         shard_columns=types,
+        numbers=query.numbers_of(config) if name in _LOOKS_UP else [LOCK_CLASSES] if name == "daemons" else [],
         by_index=name in _LOOKS_UP,
     )
 

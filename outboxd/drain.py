@@ -23,10 +23,10 @@ from outboxd.deliver import is_being_ended, is_delivering, take_back_cancellatio
 from outboxd.ending import Ending
 from outboxd.lane import Queue
 from outboxd.meter import SLICE_S
-from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Untried
+from outboxd.model import DIED_ERROR, Buried, Failed, Message, Outcome, Unsent, Untried
 from outboxd.options import NOTHING_OFF
 from outboxd.replicas import RowUnreadableError
-from outboxd.turn import CATEGORY, ID, LARGE, PAYLOAD, Group, Turn, message_of
+from outboxd.turn import CATEGORY, ID, LARGE, OBJECT, PAYLOAD, Group, Turn, message_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -113,28 +113,31 @@ class Drain:
         log.warning("shard.unreadable", outbox=lane.outbox.name, shard=shard, error=str(exc), hint=hint)
 
     async def _drain(self, lane: Lane, turn: Turn) -> None:
-        turn.slice_at = time.monotonic()
+        monotonic = time.monotonic
+        turn.slice_at = monotonic()
         ends_at = turn.slice_at + self._live.drain.turn_s_max
         failed_objects: set[tuple[int, Any]] = set()
-        seen = -1
         off: frozenset[int] = frozenset()
+        has_waited = True
         for number, group in enumerate(turn.groups):
-            if time.monotonic() > self._breath_at:
+            if monotonic() > self._breath_at:
                 await self._breathe(lane, turn)
-            moment = self._breaths + self._delivery.suspensions
-            if seen != moment:  # else nothing but this task has run, and nothing has changed
-                seen = moment
+                has_waited = True
+            if has_waited:  # else nothing but this task has run, and nothing has changed
+                has_waited = False
                 off = self._live.switches.categories
-                if self._must_end(lane, turn) or (number > 0 and time.monotonic() > ends_at):
+                if self._must_end(lane, turn) or (number > 0 and monotonic() > ends_at):
                     turn.unfinished = True
                     return
-            if group.newest[CATEGORY] in off or (failed_objects and group.subject in failed_objects):
+            if (off and group.newest[CATEGORY] in off) or (failed_objects and group.subject in failed_objects):
                 continue
             rest = self._deliver(lane, turn, group)
             if rest is None:
                 turn.delivered.append(group)
                 continue
+            has_waited = True
             lane.settler.hand_over(turn)  # what was delivered is not to wait for this one
+            moment = self._moment()
             outcome = await rest
             self._begin_slice(moment)
             if outcome is None:
@@ -142,7 +145,7 @@ class Drain:
                 lane.settler.hand_over(turn)
                 continue
             lane.settler.add(Ending(turn, group, outcome, None))
-            turn.slice_at = time.monotonic()
+            turn.slice_at = monotonic()
             if isinstance(outcome, Failed):
                 if self._blocks(turn, group):
                     return
@@ -217,6 +220,10 @@ class Drain:
         await self._breath.wait()
         turn.slice_at = time.monotonic()
 
+    def _moment(self) -> int:
+        """Return a number that is another one once any other task has run."""
+        return self._breaths + self._delivery.suspensions
+
     def _begin_slice(self, since: int | None = None) -> None:
         """
         Note that a drainer goes on after it has waited: the event loop has just turned, and a breath is not due yet.
@@ -225,7 +232,7 @@ class Drain:
 
         Once a turn of the loop: if many drainers go on at the same time, the later ones breathe.
         """
-        if self._slice_has_begun or since == self._breaths + self._delivery.suspensions:
+        if self._slice_has_begun or since == self._moment():
             return
         self._slice_has_begun = True
         self._breaths += 1
@@ -252,7 +259,7 @@ class Drain:
     async def _deliver_special(self, lane: Lane, turn: Turn, group: Group, category: Category | None) -> Outcome:
         refusal = self._refusal(lane, group, category)
         if refusal is not None or category is None:
-            return self._unsent(refusal)
+            return self._unsent(lane, turn, group, refusal)
         if not category.receivers:
             turn.unhandled |= {category.value}
             return None
@@ -265,7 +272,7 @@ class Drain:
             try:
                 await lane.sources.prepare(turn, group, category)
             except RowUnreadableError as exc:
-                return self._unsent(Failed(str(exc)))
+                return self._unsent(lane, turn, group, Failed(str(exc)))
             if self._must_end(lane, turn):
                 raise errors.StatementFailed("a stop, or a lost claim, came while rows were read")
         rest = self._send(lane, turn, group, category, payload)
@@ -278,7 +285,7 @@ class Drain:
             message = message_of(group, turn, lane.outbox.name, category, self._live.registry, payload)
         except (ValueError, RecursionError, MemoryError) as exc:  # jsonb holds more than a parser takes
             failed = Failed(f"payload or headers of message {group.newest[ID]} cannot be parsed: {exc}")
-            return _known(self._unsent(failed))
+            return _known(self._unsent(lane, turn, group, failed))
         if self.tracer is not None:
             return self._traced(self.tracer, group, category, message)
         rest = self._delivery.send_signal(category, message)
@@ -300,12 +307,25 @@ class Drain:
             return Buried(outcome.error)
         return Failed(outcome.error, outcome.retry_later_s)  # its exception would keep the payload in memory (I10)
 
-    def _unsent(self, outcome: Outcome) -> Outcome:
+    def _unsent(self, lane: Lane, turn: Turn, group: Group, outcome: Outcome) -> Outcome:
         """Tell of a message that no receiver was given."""
-        self._report(outcome, None)
+        registry, number = self._live.registry, group.newest[CATEGORY]
+        category = registry.categories.get(number)
+        unsent = Unsent(
+            id=group.newest[ID],
+            outbox=lane.outbox.name,
+            shard_identifier=turn.identifier,
+            region_name=turn.region,
+            category_name=str(number) if category is None else category.name,
+            scope_name=registry.scopes.get(turn.scope) or str(turn.scope),
+            object_identifier=group.newest[OBJECT],
+            attempt=group.attempt,
+            coalesced=len(group.ids),
+        )
+        self._report(outcome, unsent)
         return outcome
 
-    def _report(self, outcome: Outcome, message: Message | None) -> None:
+    def _report(self, outcome: Outcome, message: Message | Unsent) -> None:
         if isinstance(outcome, Failed) and self._live.on_failed is not None:
             try:
                 self._live.on_failed(outcome, message)

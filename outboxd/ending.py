@@ -29,6 +29,7 @@ class Delivered(msgspec.Struct, eq=False):
     Attributes:
         calls: Deliveries among them; 0 where no receiver was called.
         ids: The messages they stand for.
+        row_count: How many these are.
         ended_at: When the last one had been delivered, by the database's clock.
         seconds: What they took together.
     """
@@ -38,13 +39,9 @@ class Delivered(msgspec.Struct, eq=False):
     groups: list[Group]
     calls: int
     ids: list[int]
+    row_count: int
     ended_at: Instant
     seconds: float
-
-    @property
-    def row_count(self) -> int:
-        """How many messages these are."""
-        return len(self.ids)
 
 
 class Ending(msgspec.Struct, eq=False):

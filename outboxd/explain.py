@@ -17,7 +17,7 @@ from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
 from outboxd.reasons import Known, KnownCategory, Reason, reasons, summary
 from outboxd.shard_facts import Facts
-from outboxd.switching import switches
+from outboxd.switching import parsed, switches
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,10 +26,14 @@ if TYPE_CHECKING:
 
     from outboxd.config import Config, OutboxConfig
     from outboxd.load import Loaded
+    from outboxd.model import Identifier
 
 _STATEMENTS = sql.load("explain.sql")
 
 MESSAGES_MAX = 10_000
+LOCK_CLASSES = (
+    f"Classes of advisory locks: {SHARD_CLASS} = a shard that is drained, {WORKER_CLASS} = a daemon that lives."
+)
 _LOCKED = ("57014", "55P03")
 _ABOUT = """\
 Why does shard {shard} of {scope} in outbox {outbox} not move? One row: read it with \\x on.
@@ -76,36 +80,46 @@ def ask(config: Config, asked: Asked, types: Mapping[str, str] | None = None) ->
     Args:
         config: Names, schema, lock key.
         asked: The shard.
-        types: SQL types of the sharding columns, as found; None: as configured.
+        types: SQL types of the sharding columns, as found. None: they are not asked for, and psql will read the
+            identifier as it was typed; what depends on its spelling has that of the type that is configured.
 
     Raises:
         InvalidOutboxError: The shard identifier is not of its column's type.
     """
-    types = types or contract.configured_types(asked.outbox)
-    identifier = choose.parse_identifier(asked.shard, types["shard_identifier"], "the shard identifier")
+    identifier: Identifier = asked.shard
+    if types is None:
+        text = parsed(asked.shard, asked.outbox.key_type) or asked.shard
+    else:
+        identifier = choose.parse_identifier(asked.shard, types["shard_identifier"], "the shard identifier")
+        text = str(identifier)
+    shard: dict[str, Any] = {
+        "shard_scope": asked.scope,
+        "shard_identifier": identifier,
+        "region_name": asked.region,
+    }
+    first, *_ = asked.outbox.sharding_columns
     names = query.names_of(config, asked.outbox) | {
         "regclass": f"{sql.literal(sql.quote_qualified(asked.outbox.table))}::regclass",
         "silo": sql.literal(asked.outbox.silo),
         "canonical": canonical_sql,
         "switches": switches(config),
-        "is_shard": Query(about="", statement=_is_shard(types), names={}, shard_columns={}),
+        "is_shard": Query(about="", statement=_is_shard(asked.outbox), names={}, shard_columns={}),
     }
     scope = next((name for name, each in config.scopes.items() if each.value == asked.scope), str(asked.scope))
     return Query(
         about=_ABOUT.format(shard=identifier, scope=scope, outbox=asked.outbox.name, most=MESSAGES_MAX),
         statement=_STATEMENTS["explain"],
         values={
-            "shard_scope": asked.scope,
-            "shard_identifier": identifier,
-            "shard_text": str(identifier),
-            "region_name": asked.region,
+            **shard,
+            "first": [shard[first]],
+            "shard_text": text,
             "rows_max": MESSAGES_MAX,
             "shard_class": SHARD_CLASS,
             "worker_class": WORKER_CLASS,
         },
         names=names,
-        shard_columns=types,
-        numbers=query.numbers_of(config, scope=asked.scope),
+        shard_columns=types or contract.configured_types(asked.outbox),
+        numbers=[*query.numbers_of(config), LOCK_CLASSES],
         by_index=True,
     )
 
@@ -186,8 +200,8 @@ def look_up(loaded: Loaded, outbox: OutboxConfig) -> Known:
     )
 
 
-def _is_shard(types: Mapping[str, str]) -> str:
+def _is_shard(outbox: OutboxConfig) -> str:
     """Compare with the values; the first column as `= ANY`, for which drain.sql says why."""
-    first, *rest = types
-    conditions = [f"o.{sql.quote(first)} = ANY (ARRAY[{{value:{first}}}::{types[first]}])"]
+    first, *rest = outbox.sharding_columns
+    conditions = [f"o.{sql.quote(first)} = ANY ({{value:first}})"]
     return " AND ".join(conditions + [f"o.{sql.quote(column)} = {{value:{column}}}" for column in rest])

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric
+
+from outboxd.meter import UNKNOWN, cumulated
+
+if TYPE_CHECKING:
+    from outboxd.meter import Histogram, Tally
 
 BY_CATEGORY = ("outbox", "category")
 TIMED = (*BY_CATEGORY, "synchronous")
@@ -12,10 +18,24 @@ TIMED = (*BY_CATEGORY, "synchronous")
 Sums = Mapping[tuple[str, str], int]
 """Counts by outbox and category, both by name."""
 
+Tallies = Iterable[tuple[tuple[str, str], "Tally"]]
+"""Tallies with their outbox and category, both by name."""
+
 SUMMED = {
     "retired": ("outbox_rows_retired", "Rows deleted after their delivery."),
     "failures": ("outbox_failures", "Deliveries that failed."),
     "buried": ("outbox_buried", "Groups of messages that were buried."),
+}
+TIMES = {
+    "lag": (
+        "outbox_processing_lag_seconds",
+        "From the writing of the newest row of a group to the end of its delivery.",
+    ),
+    "queued": (
+        "outbox_coalesced_net_queue_time_seconds",
+        "From the writing of the oldest row of a group to the start of its delivery.",
+    ),
+    "processing": ("outbox_coalesced_net_processing_time_seconds", "Time inside the receivers."),
 }
 
 
@@ -25,6 +45,18 @@ def processed(by_daemon: Sums, by_flush: Sums) -> Metric:
     for synchronous, sums in (("false", by_daemon), ("true", by_flush)):
         for labels, count in sums.items():
             family.add_metric([*labels, synchronous], count)
+    return family
+
+
+def timed(field: str, by_daemon: Tallies, by_flush: Tallies) -> Metric:
+    """Build the family of one of the histograms of a tally."""
+    name, text = TIMES[field]
+    family = HistogramMetricFamily(name, text, labels=TIMED)
+    for synchronous, tallies in (("false", by_daemon), ("true", by_flush)):
+        for labels, tally in tallies:
+            histogram: Histogram = getattr(tally, field)
+            if labels[1] != UNKNOWN:
+                family.add_metric([*labels, synchronous], cumulated(histogram), histogram.total_s)
     return family
 
 

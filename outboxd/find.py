@@ -4,7 +4,8 @@ Looking for due shards: full passes over the index of due times, and quick looks
     resting -> passing   [_step]      the next pass is due
     passing -> passing   [_step]      another 500 pairs, from where the last step ended
     passing -> resting   [_end_pass]  the end of the index was reached
-    resting -> resting   [_new]       woken, or time to poll: what is above the highest id seen, or was missing below it
+    resting -> resting   [_new]       woken, or time to poll: what is above the highest id seen, or was missing below
+                                      it; while that is much, a pass is up to a second late
 
 A pass that restarts at the head walks every delivered message that cannot be vacuumed yet: with an old snapshot held,
 28 000 rows/s fell to 12 000 in five rounds, and stayed at 100 000 when passes resume. So passes are rare (they take
@@ -31,6 +32,9 @@ PASS_SHARE_MAX = 1 / 50
 NEW_SHARE_MAX = 1 / 5
 """A look that finds nothing may have walked what another transaction is still writing (6 ms for 100 000 rows), and
 what is committed in the meantime waits: with a fortieth, W1 to W3 took 0.2 to 1.6 s longer in every fifth round."""
+MUCH_NEW_S_MAX = 1.0
+"""So long much that is new is found by its ids, before the pass that is due: 1.4 µs a shallow shard, where a pass takes
+6 (and its steps hold up the next claims)."""
 PASS_REST_S_MAX, NEW_REST_S_MAX = 15.0, 3.0
 """What a look costs is measured by the clock, and a server that stood still has cost nothing: no longer rest for it."""
 
@@ -54,7 +58,7 @@ class Finder:
         self._next_new_at = 0.0
         self._next_poll_at = math.inf
         self._pass_rests_until = 0.0
-        self._woken = False
+        self._woken = self._is_much = False
         self._id_seen: int | None = None
         self._missing = Missing()
         self.begun_at_id: int | None = None
@@ -80,7 +84,11 @@ class Finder:
         if self._passing:
             return 0.0
         new_at = self._next_new_at if self._woken else max(self._next_new_at, self._next_poll_at)
-        return max(0.0, min(self._next_pass_at, new_at) - time.monotonic())
+        return max(0.0, min(self._pass_at(), new_at) - time.monotonic())
+
+    def _pass_at(self) -> float:
+        """Tell when the next pass begins. `due_in_s` and `look` must agree on it: else nobody would ever rest."""
+        return self._next_pass_at + (MUCH_NEW_S_MAX if self._is_much else 0.0)
 
     async def look(self) -> list[Candidate]:
         """
@@ -90,7 +98,7 @@ class Finder:
             StoreUnavailable, SchemaError, StatementFailed: The step is taken again at the next call.
         """
         now = time.monotonic()
-        if self._passing or now >= self._next_pass_at:
+        if self._passing or now >= self._pass_at():
             candidates = await self._step()
         elif now >= self._next_new_at and (self._woken or now >= self._next_poll_at):
             candidates = (await self._new()).candidates
@@ -107,11 +115,13 @@ class Finder:
             candidates = [] if new is None else new.candidates
             if new is None or new.more:  # of much that is new, the rest is found by the pass itself
                 highest = await self._outbox.highest_id()
+                self._live.beat()
                 # Never lower: where all that was delivered is dead there is no highest id, and looks would walk it all.
                 self._id_seen = highest if self._id_seen is None else max(self._id_seen, highest)
                 self.begun_at_id = self._id_seen if self.begun_at_id is None else self.begun_at_id
             self._passing, self._after, self._pass_cost_s = True, None, 0.0
         found, self._after = await self._outbox.find_scheduled_shards(self._after, FIND_PAIRS)
+        self._live.beat()  # each of these statements may take a minute
         if self._after is None:
             await self._end_pass(started_at)
         else:
@@ -144,6 +154,7 @@ class Finder:
         except BaseException:
             self._woken = True
             raise
+        self._live.beat()
         if self._missing.note(new.late_ids, new.gaps, xmin=new.xmin, xid_next=new.xid_next):
             self._next_pass_at = min(self._next_pass_at, self._pass_rests_until)
         if new.due_in_s is not None:
@@ -152,6 +163,7 @@ class Finder:
             now = time.monotonic()
             self._next_new_at = now + min(NEW_REST_S_MAX, (now - started_at) / NEW_SHARE_MAX)
         self._id_seen = new.id_max
+        self._is_much = new.more and bool(new.candidates)  # else a look rests, and the pass must not wait for it
         self._woken = self._woken or new.more
         return new
 

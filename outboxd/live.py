@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from outboxd.config import DrainConfig
-    from outboxd.model import Failed, Message
+    from outboxd.model import Failed, Message, Unsent
     from outboxd.registry import Registry
 
 OVERDUE_S = 5.0
@@ -39,7 +39,8 @@ class Live:
         stopping_hard: Deliveries are being cancelled.
         prepared: Deliveries are counted ahead, because a daemon died lately (I9).
         on_progress: Called by `beat`.
-        on_failed: Called with each failed delivery and its message (None: it could not be given to a receiver).
+        on_fitness: Called by `fitness_changed`.
+        on_failed: Called with each failed delivery and its message.
         deadlines: When each receiver at work must have returned, monotonic seconds; by a key that bears its name.
         look_every_s_max: However long the poll interval, look so often: the watchdog is fed by finished looks.
     """
@@ -54,7 +55,8 @@ class Live:
         self.deadlines: dict[Work, float] = {}
         self.look_every_s_max = float("inf")
         self.on_progress: Callable[[], None] | None = None
-        self.on_failed: Callable[[Failed, Message | None], None] | None = None
+        self.on_fitness: Callable[[], None] | None = None
+        self.on_failed: Callable[[Failed, Message | Unsent], None] | None = None
 
     @property
     def poll_interval_s(self) -> float:
@@ -78,6 +80,11 @@ class Live:
         """Say that a loop made progress; the watchdog is fed from here and from nowhere else."""
         if self.on_progress is not None:
             self.on_progress()
+
+    def fitness_changed(self) -> None:
+        """Say that an outbox was found fit to be drained, or unfit."""
+        if self.on_fitness is not None:
+            self.on_fitness()
 
     def blocks(self, number: int) -> bool:
         """Whether a failure in this category stops its whole shard; an unknown category does."""

@@ -181,6 +181,7 @@ class Daemon:
         )
         self._housekeeping = Housekeeping(self._loaded.config, lambda: session_dsn(self._loaded))
         self._pipeline.live.on_progress = self._manager.progressed
+        self._pipeline.live.on_fitness = self._show_state
         self._pipeline.live.on_failed = sentry.reporter(self._loaded.config.sentry)
         self._pipeline.live.look_every_s_max = self._manager.progress_every_s
         self._stopper = Stopper(self._pipeline)
@@ -248,13 +249,18 @@ class Daemon:
         )
 
     async def _announce_readiness(self) -> None:
-        """Say that we are ready once every outbox can be drained; those that can are drained meanwhile."""
-        await self._pipeline.ready()
-        outboxes = [o.name for o in self._loaded.config.outboxes]
-        self._manager.status(f"draining {', '.join(outboxes)}")
+        """Tell the service manager now: no missing table holds up the others. Log once every outbox can be drained."""
+        self._show_state()
         self._manager.ready()
-        _log.info("daemon.ready", outboxes=outboxes)
         self._say_what_is_off()
+        await self._pipeline.ready()
+        _log.info("daemon.ready", outboxes=[branch.config.name for branch in self._pipeline.branches])
+
+    def _show_state(self, done: str = "") -> None:
+        """Show what is drained, or was *done*, and why the rest is not."""
+        drained = ", ".join(branch.config.name for branch in self._pipeline.branches if not branch.lacking)
+        waiting = [f"waiting: {branch.lacking}" for branch in self._pipeline.branches if branch.lacking]
+        self._manager.status("; ".join([*waiting, done or f"draining {drained or 'nothing'}"]))
 
     async def _announce_stop(self) -> None:
         await self._stopper.stopping.wait()
@@ -299,7 +305,7 @@ class Daemon:
             before = now
             _log.info("drain.summary", **done)
             self._say_what_is_off()
-            self._manager.status(", ".join(f"{key} {count}" for key, count in done.items()) + " in the last minute")
+            self._show_state(", ".join(f"{key} {count}" for key, count in done.items()) + " in the last minute")
 
     def _say_what_is_off(self) -> None:
         if off := self._pipeline.switchboard.switched_off():

@@ -1,5 +1,5 @@
 """
-What was done with the messages of one outbox: plain numbers by category, cheap enough for every message.
+What was done with the messages and shards of one outbox: plain numbers, cheap enough for every message.
 
 A message costs some 3 µs in all, and one observation of a ready-made histogram 1 to 2. So deliveries are observed in
 slices: what one drainer delivered without a pause, 2 ms of work or one receiver that was waited for.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -137,6 +138,15 @@ class Meter:
     def total(self, name: str) -> int:
         """Sum up one of the counts over all categories."""
         return sum(getattr(tally, name) for tally in self.categories.values())
+
+
+@dataclass(slots=True)
+class ClaimCounters:
+    """Counted since the start: shards claimed, and lost to other drainers; and how many in the last round."""
+
+    claimed: int = 0
+    lost: int = 0
+    last_batch: int = 0
 
 
 def cumulated(histogram: Histogram) -> list[tuple[str, float]]:

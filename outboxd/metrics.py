@@ -15,18 +15,17 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from outboxd import families, readiness
-from outboxd.families import TIMED
-from outboxd.meter import UNKNOWN, cumulated
+from outboxd.meter import UNKNOWN
 from outboxd.producer import counts
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
 
-    from outboxd.meter import Histogram, Meter, Tally
+    from outboxd.meter import Meter, Tally
     from outboxd.pipeline import Pipeline
     from outboxd.sampler import Sampler
     from outboxd.session import Session
@@ -91,20 +90,8 @@ class Collector:
         return saved
 
     def _times(self) -> Iterator[Metric]:
-        lag = "From the writing of the newest row of a group to the end of its delivery."
-        waited = "From the writing of the oldest row of a group to the start of its delivery."
-        inside = "Time inside the receivers."
-        yield self._histogram("outbox_processing_lag_seconds", lag, "lag")
-        yield self._histogram("outbox_coalesced_net_queue_time_seconds", waited, "queued")
-        yield self._histogram("outbox_coalesced_net_processing_time_seconds", inside, "processing")
-
-    def _histogram(self, name: str, text: str, field: str) -> Metric:
-        family = HistogramMetricFamily(name, text, labels=TIMED)
-        for labels, tally in self._tallies():
-            histogram: Histogram = getattr(tally, field)
-            if labels[1] != UNKNOWN:
-                family.add_metric([*labels, "false"], cumulated(histogram), histogram.total_s)
-        return family
+        for field in families.TIMES:
+            yield families.timed(field, self._tallies(), counts.tallies())
 
     def _rounds(self) -> Iterator[Metric]:
         batch = _gauge("schedule_batch_queued_batch_size", "Shards claimed in the last round.")
@@ -228,11 +215,12 @@ class Collector:
 @contextlib.contextmanager
 def published(collector: Collector) -> Iterator[CollectorRegistry]:
     """Add it to the library's default registry, where the metrics of receivers and of the process are, for a while."""
-    REGISTRY.register(collector)
-    try:
-        yield REGISTRY
-    finally:
-        REGISTRY.unregister(collector)
+    with counts.exposed_elsewhere():
+        REGISTRY.register(collector)
+        try:
+            yield REGISTRY
+        finally:
+            REGISTRY.unregister(collector)
 
 
 def time_deliveries(meters: list[Meter]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import functools
 import uuid
 from typing import Any
 
@@ -20,11 +19,19 @@ ALWAYS: Instant = -(2**63)
 """PostgreSQL's `-infinity`."""
 
 _EPOCH = dt.datetime(2000, 1, 1, tzinfo=dt.UTC)
+_UNIX_US = 946_684_800_000_000
+"""The epoch in Unix time, microseconds."""
+_EXACT_US_MAX = 2**32 * 1_000_000
+"""Below this a float of seconds is less than half a microsecond from the truth (2106)."""
 
 
-@functools.lru_cache(maxsize=4_096)
+_from_unix = dt.datetime.fromtimestamp
+
+
 def datetime_of(instant: Instant) -> dt.datetime:
     """Convert to an aware datetime; beyond the range of datetime (`infinity`) to its nearest end."""
+    if 0 <= instant + _UNIX_US < _EXACT_US_MAX:  # 0.25 µs, where the exact sum takes 0.4: this is once a message
+        return _from_unix((instant + _UNIX_US) / 1e6, dt.UTC)
     try:
         return _EPOCH + dt.timedelta(microseconds=instant)
     except OverflowError:
@@ -54,6 +61,20 @@ class Message(msgspec.Struct, frozen=True):
     headers: Any
     date_added: dt.datetime
     scheduled_for: dt.datetime
+    attempt: int
+    coalesced: int
+
+
+class Unsent(msgspec.Struct, frozen=True):
+    """What a failure is about whose message could not be given to a receiver; the fields are those of `Message`."""
+
+    id: int
+    outbox: str
+    shard_identifier: Identifier
+    region_name: str | None
+    category_name: str
+    scope_name: str
+    object_identifier: Identifier
     attempt: int
     coalesced: int
 

@@ -13,13 +13,14 @@ Which options there are, what each may hold, and what a value means. Pure: `opti
 from __future__ import annotations
 
 import json
-import math
 import re
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
 
 from outboxd import suggest
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 DISABLED_OUTBOXES = "outbox.disabled_outboxes"
 DISABLED_CATEGORIES = "outbox.disabled_categories"
+DIGITS_MAX = 1_000
+EXPONENT_MAX = 131_072
+"""That of PostgreSQL's numeric."""
 
 _UUID = re.compile("[0-9a-fA-F]{32}")
 
@@ -68,10 +72,7 @@ class Key:
             A number for a version, else a list of texts: only what means something; 0 or nothing where the whole
             means nothing. And what is wrong with it, each a line that begins with the key.
         """
-        try:
-            value = json.loads(text, parse_float=Decimal)  # exact, as PostgreSQL reads it
-        except (ValueError, RecursionError, InvalidOperation):
-            value = None
+        value = parse(text)
         if self.kind == "version":
             if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
                 return value, []
@@ -80,13 +81,15 @@ class Key:
             return [], [self._complaint(text)]
         items = [(item, self._item(item)) for item in value]
         problems = [
-            self._complaint(json.dumps(item, default=float), item) for item, meaning in items if meaning is None
+            self._complaint(str(item) if isinstance(item, Decimal) else json.dumps(item, default=float), item)
+            for item, meaning in items
+            if meaning is None
         ]
         return [meaning for _, meaning in items if meaning is not None], list(dict.fromkeys(problems))
 
     def _item(self, item: Any) -> str | None:
         if self.takes_numbers and isinstance(item, Decimal):
-            return str(int(item)) if math.isfinite(float(item)) and item == item.to_integral_value() else None
+            return canonical(item) if item.adjusted() < EXPONENT_MAX and item == item.to_integral_value() else None
         if self.takes_numbers and isinstance(item, int) and not isinstance(item, bool):
             return canonical(item)
         if not isinstance(item, str):
@@ -98,6 +101,27 @@ class Key:
     def _complaint(self, text: str, item: Any = None) -> str:
         got = f"{self.name}: expected {self.expected}, got {text[:60]}"
         return got + suggest.nearest(item, self.names) if isinstance(item, str) and self.names is not None else got
+
+
+def parse(text: str) -> Any:
+    """Read JSON exactly, as PostgreSQL does: a number is an int or a Decimal. None, where that cannot be read."""
+    try:
+        return json.loads(text, parse_int=_whole, parse_float=Decimal)
+    except (ValueError, RecursionError, InvalidOperation):
+        return None
+
+
+def entries(text: str) -> list[str] | None:
+    """Return the entries of a list as they are written; None where it is none, or is nested too deeply to tell."""
+    try:
+        return [bytes(item).decode() for item in msgspec.json.decode(text, type=list[msgspec.Raw])]
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def _whole(text: str) -> int | Decimal:
+    """Read a whole number; Python takes no int of more than 4 300 digits."""
+    return int(text) if len(text) <= DIGITS_MAX else Decimal(text)
 
 
 def known(config: Config) -> dict[str, Key]:
@@ -133,6 +157,8 @@ def canonical(identifier: Any) -> str:
     if isinstance(identifier, float) and identifier.is_integer():
         return str(int(identifier))
     text = str(identifier)
+    if isinstance(identifier, Decimal) and identifier == identifier.to_integral_value():
+        text = f"{identifier:f}".partition(".")[0] if identifier else "0"
     return str(uuid.UUID(text)) if _UUID.fullmatch(text.replace("-", "")) else text
 
 

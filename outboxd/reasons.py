@@ -72,15 +72,35 @@ class Case(msgspec.Struct, frozen=True):
         return line(verb, facts.scope, facts.shard, outbox=facts.outbox, region=facts.region)
 
     def failing(self) -> list[Failure]:
-        """Return the failures whose next try has not come."""
-        return [
-            f for f in self.facts.failures if f.next_attempt_at is not None and not self.facts.is_due(f.next_attempt_at)
-        ]
+        """Return the failures whose next try has not come, without a delivery under way that was counted ahead."""
+        is_claimed = self.facts.claimed_by is not None
+        return [f for f in self.facts.awaited() if not (is_claimed and f.last_error == DIED_ERROR and f.attempts == 1)]
 
     def blocking(self) -> Failure | None:
         """Return the failure that holds up the whole shard, if any."""
+        return next((f for f in self.failing() if self._blocks(f)), None)
+
+    def off(self) -> set[int | None]:
+        """Return the categories that are switched off."""
+        return {switch.category for switch in self.facts.switches if switch.covers == "category"}
+
+    def due(self) -> int:
+        """Count what is due and may be delivered: nothing of a category that is off, nor about a held object."""
+        facts, off = self.facts, self.off()
+        paused = sum(count.due for count in facts.categories if count.category in off)
+        free = [f for f in self.failing() if not self._blocks(f) and f.category not in off]
+        return facts.due - paused - sum(f.due for f in free if self.held_s(f) > 0)
+
+    def held_s(self, failing: Failure) -> float:
+        """Tell for how many seconds a new message does not have it tried again; after a death none does."""
+        until_next = self.facts.seconds_until(failing.next_attempt_at)
+        if failing.last_error == DIED_ERROR:
+            return until_next
+        return min(until_next, self.known.retry_on_new_message_s + self.facts.seconds_until(failing.last_failed_at))
+
+    def _blocks(self, failing: Failure) -> bool:
         default = KnownCategory("")  # an unknown category blocks
-        return next((f for f in self.failing() if self.known.categories.get(f.category, default).blocks), None)
+        return self.known.categories.get(failing.category, default).blocks
 
 
 def reasons(facts: Facts, known: Known) -> list[Reason]:
@@ -176,7 +196,7 @@ def _paused(case: Case) -> Iterable[Reason]:
     if not facts.switches:
         return
     whole = any(switch.covers != "category" for switch in facts.switches)
-    off = {switch.category for switch in facts.switches if switch.covers == "category"}
+    off = case.off()
     left = [count for count in facts.categories if count.category not in off]
     blocks = facts.messages > 0 and (whole or not left)
     first, *_ = sorted(facts.switches, key=lambda switch: switch.covers == "category")
@@ -208,7 +228,7 @@ def _resume(facts: Facts, switch: Switch) -> str:
     if switch.option is None:
         return line("resume", switch.pause)
     off = {"outbox": facts.outbox, "category": switch.category_name, "shard": facts.shard}[switch.covers]
-    return lifting(switch.option, switch.value, str(off))
+    return lifting(switch.option, switch.value or "[]", str(off))
 
 
 def _no_daemon(case: Case) -> Iterable[Reason]:
@@ -274,21 +294,16 @@ def _counts(facts: Facts, counts: list[CategoryCount]) -> list[str]:
 
 def _behind(case: Case) -> Iterable[Reason]:
     """Messages that are due, but wait: a failing shard is not woken by them yet."""
-    facts, failing = case.facts, case.blocking()
-    if failing is None or not facts.due:
-        return
-    held_s = facts.seconds_until(failing.next_attempt_at)
-    died = failing.last_error == DIED_ERROR
-    if not died:
-        held_s = min(held_s, case.known.retry_on_new_message_s + facts.seconds_until(failing.last_failed_at))
-    if held_s <= 0:
+    facts, failing, due = case.facts, case.blocking(), case.due()
+    if failing is None or not due or case.held_s(failing) <= 0:
         return
     text = (
-        f"{_some(facts, facts.due)} {'is due but waits' if facts.due == 1 else 'are due but wait'} behind message"
+        f"{_some(facts, due)} {'is due but waits' if due == 1 else 'are due but wait'} behind message"
         f" {failing.message_id} ({_object(failing)}), which fails"
     )
+    died, held = failing.last_error == DIED_ERROR, duration(case.held_s(failing))
     wakes = "after a death, no new message has" if died else "a new message has"
-    detail = f"{wakes} a failing shard tried again{':' if died else ', but'} not before {duration(held_s)} from now"
+    detail = f"{wakes} a failing shard tried again{':' if died else ', but'} not before {held} from now"
     yield Reason("behind", text, [detail, *_failure(facts, failing)], _about_failure(case, failing))
 
 
@@ -305,7 +320,7 @@ def _backoff(case: Case) -> Iterable[Reason]:
     if case.blocking() is not None and facts.messages > 1:
         details.append(f"{_some(facts, facts.messages - 1)} {'waits' if facts.messages == 2 else 'wait'} behind it")
     others = [f"also failing: {_object(f)}, {counted(f.attempts, 'attempt')}" for f in failing if f is not first]
-    yield Reason("backoff", text, details + others, _about_failure(case, first), blocks=not facts.due)
+    yield Reason("backoff", text, details + others, _about_failure(case, first), blocks=not case.due())
 
 
 def _object(failing: Failure) -> str:
@@ -327,23 +342,21 @@ def _about_failure(case: Case, failing: Failure) -> list[str]:
     return [
         "Mend the receiver, then have the shard tried at once; or give the message up:",
         case.command("retry"),
-        line("bury", failing.message_id, reason="WHY", outbox=case.facts.outbox),
+        line("bury", failing.message_id, reason="WHY", outbox=case.facts.outbox, region=case.facts.region),
     ]
 
 
 def _not_due(case: Case) -> Iterable[Reason]:
-    facts = case.facts
-    if facts.due or not facts.messages or case.failing():
+    facts, off = case.facts, case.off()
+    if case.due() or facts.awaited() or all(count.category in off for count in facts.categories):
         return
-    text = f"nothing is due: the next message is {_at(facts, facts.next_due_at)}"
+    text = f"nothing{' else' if facts.due else ''} is due: the next message is {_at(facts, facts.next_due_at)}"
     yield Reason("not_due", text, [_waiting(facts)], ["Wait; or have it delivered now:", case.command("retry")])
 
 
 def _due(case: Case) -> Reason:
-    facts = case.facts
-    text = (
-        f"{_some(facts, facts.due)} {'is' if facts.due == 1 else 'are'} due, and nothing is in the way: wait a moment"
-    )
+    facts, due = case.facts, case.due()
+    text = f"{_some(facts, due)} {'is' if due == 1 else 'are'} due, and nothing is in the way: wait a moment"
     details = [_waiting(facts)]
     details += [
         f"{_object(f)} has failed {f.attempts} times and is due for its next try"

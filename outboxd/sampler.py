@@ -31,8 +31,11 @@ _HORIZON = sql.Renderer({"holders": sql.without_header(_STATEMENTS["holders"])},
 SAMPLE_INTERVAL_S = 10.0
 FIRST_INTERVAL_S = 1.0
 INTERVAL_S_MAX = 60.0
-COST_SHARE = 50
-"""A round is followed by a rest of so many times what it took, up to `INTERVAL_S_MAX`."""
+COST_SHARE = 200
+"""
+A round is followed by a rest of so many times what it took, up to `INTERVAL_S_MAX`. Beside a held snapshot it walks
+the dead entries of an index, which nothing else of an idle daemon does.
+"""
 PAGES_MAX = 1_000
 SHARD_ROWS_MAX = 10_000
 ROWS_COUNTED_MAX = 10_000
@@ -44,7 +47,7 @@ class Sample:
     One outbox, as it was at `taken_at` (monotonic seconds).
 
     Attributes:
-        lag_s: Age of the oldest due message that is neither paused nor of a failing shard.
+        lag_s: Age of the oldest due message that is neither paused nor of a failing shard, among 10 000 of them.
         messages, depth: In the table, and in its deepest shard; estimated above some 8 MB, the depth bounded.
         failing_shards, dead_letters: Counted up to 10 000.
         dead_tuples, bytes: As the server's statistics have them.
@@ -83,7 +86,7 @@ class Sampler:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self.session = Session(pipeline.dsn, name="sample", lock_timeout_s=1, statement_timeout_s=5)
-        self._gauge = LoadGauge(pipeline.config, self.session, pipeline.dsn)
+        self._gauge = LoadGauge(pipeline.config, self.session, pipeline.dsn, rows_max=ROWS_COUNTED_MAX)
         self.samples: dict[str, Sample] = {}
         self.horizon: Horizon | None = None
         self._failures: set[str] = set()
@@ -112,7 +115,7 @@ class Sampler:
             await self._look_at_server()
             await self._gauge.look(self._pipeline.switchboard.now)
         except errors.OutboxdError as exc:
-            self._complain("", exc)
+            await self._complain("", exc)
             return
         self._failures.discard("")
         for branch in self._pipeline.branches:
@@ -121,7 +124,7 @@ class Sampler:
                 await self._look_at(branch)
                 self._failures.discard(name)
             except errors.OutboxdError as exc:
-                self._complain(name, exc)
+                await self._complain(name, exc)
 
     async def _look_at_server(self) -> None:
         visible, transactions, seconds = (await self._fetch("horizon", _HORIZON))[0]
@@ -136,8 +139,8 @@ class Sampler:
         name = branch.config.name
         if branch.outbox is None:
             return
-        if name not in self._gauge.lag_s:
-            raise errors.StatementFailed(f"measuring outbox {name}: the table cannot be read now")
+        if name in self._gauge.unknown:
+            raise self._gauge.unknown[name]
         table = branch.outbox.table
         renderer = renderer_of(table, self._pipeline.config.schema)
         sizes, condition = (renderer.render(_STATEMENTS[key]) for key in ("sizes", "condition"))
@@ -157,7 +160,8 @@ class Sampler:
     async def _fetch(self, doing: str, statement: str, *args: object) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in await self.session.fetch(doing, statement, *args)]
 
-    def _complain(self, name: str, exc: errors.OutboxdError) -> None:
+    async def _complain(self, name: str, exc: errors.OutboxdError) -> None:
         if name not in self._failures:
             self._failures.add(name)
+            await self._pipeline.name_grants(exc)
             log.warning("metrics.not_sampled", outbox=name or None, error=str(exc), hint=exc.hint or None)

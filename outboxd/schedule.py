@@ -15,7 +15,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from outboxd.claims import Claim, Claims
     from outboxd.find import Finder
     from outboxd.live import Live
+    from outboxd.meter import ClaimCounters
     from outboxd.options import Switches
     from outboxd.outbox import Outbox
     from outboxd.turn import Turn
@@ -46,15 +46,6 @@ OFF_REST_S = 30.0
 PAUSE_S_MAX = 5.0
 POSTPONED_S = 0.5
 BOUNDED_FAILURES_MAX = 6
-
-
-@dataclass(slots=True)
-class Counters:
-    """Counted since the start: shards claimed, and lost to other drainers; and how many were claimed at last."""
-
-    claimed: int = 0
-    lost: int = 0
-    last_batch: int = 0
 
 
 def _is_debug() -> bool:
@@ -72,6 +63,7 @@ class Scheduler:
         finder: Looks for its due shards.
         on_claimed: Gets each claim with the candidate it was won for; reads and drains it, then calls `settled`
             or `drop`.
+        on_awaited: Called when a shard is wanted again that is held still.
         live: Settings and switches, as they are now.
         bounded: Set for a run that ends by itself.
         counters: Where to count.
@@ -85,12 +77,14 @@ class Scheduler:
         finder: Finder,
         live: Live,
         on_claimed: Callable[[Claim, Candidate], None],
+        on_awaited: Callable[[], None],
         bounded: BoundedRun | None,
-        counters: Counters,
+        counters: ClaimCounters,
     ) -> None:
         self._outbox = outbox
         self._claims = claims
         self._on_claimed = on_claimed
+        self._on_awaited = on_awaited
         self._live = live
         self.bounded = bounded
         self.finder = finder
@@ -274,6 +268,7 @@ class Scheduler:
         elif wanted:
             await self._claim(wanted)
         elif looks:
+            self.counters.last_batch = 0
             await self._look()
         return bool(wanted) or looks
 
@@ -308,6 +303,7 @@ class Scheduler:
                 candidate = source.popleft()
                 if candidate.lock_key in self._held:
                     self._held[candidate.lock_key].again = candidate
+                    self._on_awaited()
                 elif candidate.lock_key not in wanted and self._may_claim(candidate, switches):
                     wanted[candidate.lock_key] = candidate
         return wanted

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from outboxd.model import Unsent
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ FLUSH_S_MAX = 2.0
 CAPTURES_A_SECOND_MAX = 20
 
 
-def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] | None:
+def reporter(config: SentryConfig) -> Callable[[Failed, Message | Unsent], None] | None:
     """
     Return what captures failing deliveries; None where nobody wants it.
 
@@ -52,16 +53,17 @@ def reporter(config: SentryConfig) -> Callable[[Failed, Message | None], None] |
 
     limit = _Limit()
 
-    def capture(failed: Failed, message: Message | None) -> None:
+    def capture(failed: Failed, message: Message | Unsent) -> None:
         if not limit.admits():
             return
         with sentry_sdk.new_scope() as scope:
             if not config.send_payload:
                 scope.add_event_processor(_without_variables)
-            if message is not None:
-                scope.set_tag("outbox.category", message.category_name)
-                scope.set_tag("outbox.shard_scope", message.scope_name)
-                scope.set_context("outbox", _context(message, with_payload=config.send_payload))
+            scope.set_tag("outbox.category", message.category_name)
+            scope.set_tag("outbox.shard_scope", message.scope_name)
+            scope.set_context("outbox", _context(message, with_payload=config.send_payload))
+            if isinstance(message, Unsent):  # these texts name the message: each would be an issue of its own
+                scope.fingerprint = [failed.error.replace(f" of message {message.id}", "")]
             if failed.exception is not None:
                 sentry_sdk.capture_exception(failed.exception)
             else:
@@ -102,7 +104,7 @@ def _without_variables(event: Event, _hint: Hint) -> Event:
     return event
 
 
-def _context(message: Message, *, with_payload: bool) -> dict[str, Any]:
+def _context(message: Message | Unsent, *, with_payload: bool) -> dict[str, Any]:
     context = {
         "outbox": message.outbox,
         "message": message.id,
@@ -112,4 +114,4 @@ def _context(message: Message, *, with_payload: bool) -> dict[str, Any]:
         "attempt": message.attempt,
         "coalesced": message.coalesced,
     }
-    return context | ({"payload": message.payload} if with_payload else {})
+    return context | ({"payload": message.payload} if with_payload and not isinstance(message, Unsent) else {})

@@ -22,6 +22,8 @@ import asyncpg
 from outboxd import dsn, errors
 
 CONNECT_TIMEOUT_S = 10.0
+CLIENT_WAITS_S = 10.0
+"""So much later than the server the client gives up on a statement, so that the server's own words are heard."""
 
 Fetch = Callable[..., Awaitable[list[asyncpg.Record]]]
 """Runs a statement with its arguments inside a transaction."""
@@ -266,8 +268,7 @@ class Session:
         """Statements sent since the start, those that begin and end transactions included."""
         self.answered_at = 0.0
         """When it last answered, monotonic seconds."""
-        # The client gives up a little later than the server, so that the server's own words are heard.
-        self._timeout_s = statement_timeout_s + 10
+        self._timeout_s = statement_timeout_s + CLIENT_WAITS_S
         self._settings = {
             **HOT_SETTINGS,
             **settings,

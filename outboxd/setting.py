@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
-from outboxd import choose, errors, inspection, option_keys, sql, suggest
+from outboxd import acts, choose, errors, option_keys, sql, suggest
 from outboxd.query import Query, fetch
 from outboxd.switching import ROWS_SHOWN_MAX, By, Row, array, identifier_types, parsed, rows_of
 
@@ -39,6 +39,7 @@ def options_query(config: Config, *, unset_too: bool, rows_max: int = ROWS_SHOWN
             "updated_at on. A problem says why a value, or a part of it, has no effect.",
         ],
         statement=_STATEMENTS["options"],
+        unparsed=("value",),
         values={"rows_max": rows_max, "key": only},
         names={
             "schema": sql.quote(config.schema),
@@ -94,7 +95,7 @@ async def set_option(connection: asyncpg.Connection, config: Config, name: str, 
         problems = _impossible_shards(key, text, await identifier_types(connection, config))
     if problems:
         raise errors.UsageError("; ".join(problems[:5]))
-    with inspection.translated(f"setting option {name}"):
+    async with acts.transaction(connection, f"setting option {name}"):
         await connection.execute(_render(config, "set_option"), name, text, by.author, by.reason, by.expires)
     return text
 
@@ -106,7 +107,7 @@ async def unset_option(connection: asyncpg.Connection, config: Config, name: str
     Raises:
         UsageError: It was not set and is not known: names the nearest.
     """
-    with inspection.translated(f"unsetting option {name}"):
+    async with acts.transaction(connection, f"unsetting option {name}"):
         if by.expires is None:
             found = await connection.fetchval(_render(config, "unset_option"), name)
             return _found(config, name, "unset" if found else "not set")
@@ -131,11 +132,11 @@ def _unknown(config: Config, name: str) -> errors.UsageError:
 
 def _with_names(config: Config, text: str) -> str:
     """Put names for the numbers of categories."""
-    value = json.loads(text)
-    if not isinstance(value, list):
+    items = option_keys.entries(text)
+    if items is None:
         return text
-    names = {category.value: name for name, category in config.categories.items()}
-    return json.dumps([names.get(item, item) if type(item) is int else item for item in value], ensure_ascii=False)
+    names = {str(category.value): json.dumps(name) for name, category in config.categories.items()}
+    return f"[{', '.join(names.get(item, item) for item in items)}]"
 
 
 def _impossible_shards(key: option_keys.Key, text: str, types: Sequence[str]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
@@ -19,7 +19,7 @@ class CategoryCount(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A row of `outboxd.failure`; `next_attempt_at` is None when its first message is gone."""
+    """A row of `outboxd.failure`; `next_attempt_at` is None when its first message is gone, `due` of its object."""
 
     category: int
     category_name: str
@@ -30,10 +30,11 @@ class Failure(msgspec.Struct, frozen=True):
     last_failed_at: str
     message_id: int
     next_attempt_at: str | None
+    due: int = 0
 
 
 class Switch(msgspec.Struct, frozen=True):
-    """A pause or an option that covers the shard, a category in it, or its outbox; `value` is the option's list."""
+    """A pause or an option that covers the shard, a category in it, or its outbox; `value`: the option's list, JSON."""
 
     kind: Literal["pause", "option"]
     covers: Literal["outbox", "category", "shard"]
@@ -45,7 +46,7 @@ class Switch(msgspec.Struct, frozen=True):
     author: str | None
     since: str
     expires_at: str | None
-    value: list[Any] | None = None
+    value: str | None = None
 
 
 class Holder(msgspec.Struct, frozen=True):
@@ -116,6 +117,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
             return (parsed(time) - parsed(self.asked_at)).total_seconds()
         except ValueError:
             return -math.inf if "BC" in time else math.inf
+
+    def awaited(self) -> list[Failure]:
+        """Return the failures whose next try has not come."""
+        return [f for f in self.failures if f.next_attempt_at is not None and not self.is_due(f.next_attempt_at)]
 
     def is_due(self, time: str | None) -> bool:
         """Whether that time has come."""

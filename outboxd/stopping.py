@@ -12,12 +12,11 @@ import asyncio
 import itertools
 import os
 import signal
-import sys
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import anyio
 
-from outboxd import log
+from outboxd import display, log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -129,6 +128,5 @@ def listen(stop: Callable[[], None], *, insist: Callable[[], None]) -> None:
 
 def exit_now(code: int) -> NoReturn:
     """End the process without waiting for anybody."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    display.flush()
     os._exit(code)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from outboxd import choose, contract, errors, inspection, option_keys, sql, suggest
+from outboxd import acts, choose, contract, errors, inspection, option_keys, sql, suggest
 from outboxd.option_keys import canonical
 from outboxd.options import about
 from outboxd.query import Query, Value, fetch, numbers_of
@@ -240,9 +240,8 @@ def origin(row: Row) -> str:
 
 async def add_pauses(connection: asyncpg.Connection, config: Config, targets: Iterable[Target], by: By) -> set[int]:
     """Write pauses, all of them or none, each in a row of its own; returns their ids."""
-    with inspection.translated("writing a pause"):
-        async with connection.transaction():
-            return {await _add_pause(connection, config, target, by) for target in targets}
+    async with acts.transaction(connection, "writing a pause"):
+        return {await _add_pause(connection, config, target, by) for target in targets}
 
 
 async def _add_pause(connection: asyncpg.Connection, config: Config, target: Target, by: By) -> int:
@@ -254,7 +253,7 @@ async def _add_pause(connection: asyncpg.Connection, config: Config, target: Tar
 
 async def end_pauses(connection: asyncpg.Connection, config: Config, ids: Iterable[int], by: By) -> set[int]:
     """End pauses; with `by.expires`, for a while. Returns the ids that were there."""
-    with inspection.translated("ending pauses"):
+    async with acts.transaction(connection, "ending pauses"):
         if by.expires is None:
             rows = await connection.fetch(_render(config, "end_pauses"), list(ids))
         else:

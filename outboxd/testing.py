@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from outboxd import errors, load, registry
+from outboxd.model import Unsent
 from outboxd.pipeline import Pipeline
 from outboxd.producer.context import is_inside
 
@@ -59,7 +60,7 @@ async def outbox_runner(
     functions = registry.load_receivers(loaded.config.receivers.modules, loaded.folder)
     built = registry.build(loaded.config, functions + [f for f in receivers or [] if f not in functions])
     pipeline = Pipeline(loaded.config, built, lambda: load.session_dsn(loaded), bounded=True, rounds_max=ROUNDS_MAX)
-    failures: list[tuple[Failed, Message | None]] = []
+    failures: list[tuple[Failed, Message | Unsent]] = []
     pipeline.live.on_failed = lambda failed, message: failures.append((failed, message))
     try:
         await pipeline.open()
@@ -69,13 +70,13 @@ async def outbox_runner(
     _raise_what_went_wrong(pipeline, failures)
 
 
-def _raise_what_went_wrong(pipeline: Pipeline, failures: list[tuple[Failed, Message | None]]) -> None:
+def _raise_what_went_wrong(pipeline: Pipeline, failures: list[tuple[Failed, Message | Unsent]]) -> None:
     for branch in pipeline.branches:
         if branch.error is not None:
             raise branch.error
     if failures:
         failed, message = failures[0]
-        raise errors.OutboxFlushError(failed.error, message)
+        raise errors.OutboxFlushError(failed.error, None if isinstance(message, Unsent) else message)
     bounded = [branch.bounded for branch in pipeline.branches if branch.bounded is not None]
     if pipeline.remaining_due and any(b.exhausted or b.rounds >= ROUNDS_MAX for b in bounded):
         raise errors.OutboxRecursionLimitError(f"the outbox was not empty after {ROUNDS_MAX} rounds")

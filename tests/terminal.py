@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import re
+import select
 import signal
 import sys
 from pathlib import Path
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 TIMEOUT_S = 30.0
+AGAIN_S = 3.0
 QUESTION = b"[y/N]: "
 CTRL_C = "\x03"
 """Not typed, but sent as the signal that it becomes."""
@@ -69,8 +72,12 @@ async def on_terminal(
 
 
 def _read_all(leader: int, answer: str, pid: int) -> str:
-    found = b""
+    found, interrupted = b"", False
     while True:
+        if interrupted and not select.select([leader], [], [], AGAIN_S)[0]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)  # the first one came just before the read, and was lost
+            continue
         try:
             read = os.read(leader, 65_536)
         except OSError:  # Linux says so when the last one has closed its end
@@ -83,6 +90,7 @@ def _read_all(leader: int, answer: str, pid: int) -> str:
                 while b") S " not in Path(f"/proc/{pid}/stat").read_bytes():
                     pass  # a signal just before the read would be lost in it
                 os.kill(pid, signal.SIGINT)
+                interrupted = True
             else:
                 os.write(leader, f"{answer}\n".encode())
             answer = ""

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import importlib
 import math
-import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,11 +208,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: Without the program's name; None means those of this process.
 
-    Expected errors are printed as `error: …` and `hint: …` on stderr; others keep their traceback.
+    Expected errors are printed as `error: …` and `hint: …` on stderr; others keep their traceback. What an act
+    could not print on the way (`display.echo`) becomes the exit code at its end, unless something went wrong.
     """
+    display.lost.clear()
     try:
         result = cli.main(arguments, prog_name="outboxd", standalone_mode=False)
         sys.stdout.flush()
+        if display.lost:
+            raise display.lost[0]
     except click.ClickException as exc:
         _report_usage(exc)
         return exc.exit_code
@@ -221,12 +224,12 @@ def run(arguments: Sequence[str] | None = None) -> int:
         report(exc)
         return exc.exit_code
     except (ReaderLeftError, BrokenPipeError):
-        _forget_stdout()
+        display.lead_nowhere(sys.stdout)
         return BROKEN_PIPE
     except OSError as exc:
         if exc.errno not in OUTPUT_ERRORS:
             raise
-        _forget_stdout()
+        display.lead_nowhere(sys.stdout)
         display.say(f"error: cannot write the output: {exc.strerror}", err=True)
         return 1
     except KeyboardInterrupt:
@@ -246,14 +249,9 @@ def report(exc: errors.OutboxdError) -> None:
 def _report_usage(exc: click.ClickException) -> None:
     """Print what click has found wrong with a command line as all other errors are printed."""
     if isinstance(exc, click.exceptions.NoArgsIsHelpError):  # it carries the help itself
-        exc.show()
+        display.echo(exc.format_message(), err=True)
         return
     text = exc.format_message().rstrip(".")
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     hint = f"See: {context.command_path} --help" if context is not None else ""
     report(errors.UsageError(text[:1].lower() + text[1:], hint=hint))
-
-
-def _forget_stdout() -> None:
-    """Keep the interpreter's last flush from failing aloud when the reader has gone (`| head`)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

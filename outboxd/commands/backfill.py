@@ -64,7 +64,7 @@ def status(context: Context, *, as_json: bool, as_sql: bool) -> None:
     shared.refuse_both(as_json=as_json, as_sql=as_sql)
     loaded = context.load()
     if as_sql:
-        click.echo(backfill_report.watermark_query(loaded.config), nl=False)
+        shared.echo_sql(backfill_report.watermark_query(loaded.config))
         return
     found = asyncio.run(_statuses(loaded))
     if as_json:
@@ -83,6 +83,8 @@ def plan(context: Context, *, tables: tuple[str, ...], as_json: bool) -> int:
 
     Counts the rows that are left exactly, which takes as long as reading them; also for a backfill that is paused or
     waits for an option. Shows the first messages. Without TABLE: every model. Exit code 78 when a model is broken.
+
+    There is no --sql: the query depends on the table's key and on where the walk is, which takes a connection to know.
     """
     loaded = context.load()
     found = asyncio.run(_plans(loaded, tables))

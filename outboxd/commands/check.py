@@ -33,6 +33,8 @@ def command(context: Context, /, *, as_json: bool, kinds: tuple[RoleKind, ...], 
 
     Every finding says what to do about it. Exit code 0 without errors, 78 when configuration, schema or a
     privilege is wrong, 69 when the database cannot be reached.
+
+    There is no --sql: these are many questions to the catalog, most of which follow from earlier answers.
     """
     found = asyncio.run(check.check(check.prepare(context.load), list(kinds), role))
     if as_json:

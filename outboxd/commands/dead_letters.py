@@ -10,7 +10,6 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from outboxd import access, choose, dead_letters, display, errors, query
 from outboxd.commands import shared
@@ -105,13 +104,13 @@ def show(context: Context, /, *, letter: int, as_json: bool, as_sql: bool) -> No
     if as_sql:
         shared.echo_sql(asked.for_psql())
         return
-    text = asyncio.run(_fetch_text(loaded, asked))
-    if text is None:
+    found = asyncio.run(_fetch(loaded, asked))
+    if not found:
         raise errors.ActRefused(f"there is no dead letter {letter}", hint="`outboxd dead-letters list` shows them.")
     if as_json:
-        click.echo(_formatted(text))
+        shared.echo_json(found[0])
     else:
-        _show(text)
+        _show(found[0])
 
 
 @command.command()
@@ -196,13 +195,7 @@ def _text(text: str | None, what: str) -> str | None:
 
 async def _fetch(loaded: Loaded, asked: query.Query) -> list[dict[str, Any]]:
     async with access.opened(loaded, "reader", name="letters") as connection:
-        return await query.fetch(connection, asked, "listing dead letters")
-
-
-async def _fetch_text(loaded: Loaded, asked: query.Query) -> str | None:
-    async with access.opened(loaded, "reader", name="letters") as connection:
-        texts = await query.fetch_texts(connection, asked, "reading a dead letter")
-        return texts[0] if texts else None
+        return await query.fetch(connection, asked, "reading dead letters")
 
 
 async def _retry(loaded: Loaded, selection: Selection, counted: Counted) -> int:
@@ -295,35 +288,21 @@ def _cells(row: dict[str, Any], *, several: bool) -> list[str]:
     ]
 
 
-def _formatted(text: str) -> str:
-    """Indent JSON; what is nested too deeply for that is left as it is."""
-    try:
-        return msgspec.json.format(text, indent=2)
-    except RecursionError:
-        return text
-
-
-def _show(text: str) -> None:
-    """Show one dead letter to people; payload and headers keep all digits of their numbers, and are not folded."""
-    try:
-        row = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
-    except RecursionError:
-        click.echo(text)
-        return
-    plain = {name: msgspec.json.decode(raw) for name, raw in row.items() if name not in ("payload", "headers")}
-    region = f" in {plain['region_name']}" if plain["region_name"] is not None else ""
+def _show(row: dict[str, Any]) -> None:
+    """Show one dead letter to people; payload and headers are not folded."""
+    region = f" in {row['region_name']}" if row["region_name"] is not None else ""
     about = {
-        "dead letter": str(plain["id"]),
-        "outbox": f"{plain['outbox']}, message {plain['message_id']}",
-        "shard": f"{plain['scope_name']} {plain['shard_identifier']}{region}",
-        "category": f"{plain['category_name']} ({plain['category']})",
-        "object": plain["object_identifier"],
-        "written": display.moment(plain["date_added"]),
-        "buried": f"{display.moment(plain['buried_at'])} by {plain['buried_by'] or 'somebody'}",
-        "attempts": str(plain["attempts"]),
-        "reason": plain["reason"] or "",
+        "dead letter": str(row["id"]),
+        "outbox": f"{row['outbox']}, message {row['message_id']}",
+        "shard": f"{row['scope_name']} {row['shard_identifier']}{region}",
+        "category": f"{row['category_name']} ({row['category']})",
+        "object": row["object_identifier"],
+        "written": display.moment(row["date_added"]),
+        "buried": f"{display.moment(row['buried_at'])} by {row['buried_by'] or 'somebody'}",
+        "attempts": str(row["attempts"]),
+        "reason": row["reason"] or "",
     }
     display.show_lines(display.aligned([(f"{title}:", display.one_line(value)) for title, value in about.items()]))
     for name in ("payload", "headers"):
-        if bytes(row[name]) != b"null":
-            click.echo(f"{name}:\n{textwrap.indent(_formatted(bytes(row[name]).decode()), '  ')}")
+        if row[name] is not None:
+            click.echo(f"{name}:\n{textwrap.indent(shared.indented(query.as_written(row[name])), '  ')}")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from outboxd import errors, log
+from outboxd import display, errors, log
 from outboxd.demo.show import Show
 
 if TYPE_CHECKING:
@@ -47,17 +44,8 @@ def command(context: Context, *, seconds: float, data: Path | None) -> None:
     try:
         asyncio.run(_show(seconds, data))
     finally:
-        _close_quietly()
+        display.flush()  # where the terminal is gone, a last flush would turn a clean end into an error
 
 
 async def _show(seconds: float, data: Path | None) -> None:
     await Show(seconds, data).run()
-
-
-def _close_quietly() -> None:
-    """Where the terminal is gone, the interpreter's last flush would turn a clean end into an error."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

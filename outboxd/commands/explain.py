@@ -51,6 +51,7 @@ def command(
     )
     shared.note_unknown(loaded.config, scope=asked.scope)
     if as_sql:
+        shared.note_type(asked.outbox, shard, "the shard identifier")
         shared.echo_sql(explain.ask(loaded.config, asked).for_psql())
         return
     answer = asyncio.run(_explain(loaded, asked, explain.look_up(loaded, asked.outbox)))

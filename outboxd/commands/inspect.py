@@ -49,8 +49,8 @@ def command(
     number = choose.choose_scope(config, scope)
     shared.note_unknown(config, scope=number)
     if as_sql:
-        text = choose.parse_text(shard, "the shard identifier")
-        query = diagnosis.messages_of_shard(config, chosen, number, text, region=region, limit=limit)
+        shared.note_type(chosen, shard, "the shard identifier")
+        query = diagnosis.messages_of_shard(config, chosen, number, shard, region=region, limit=limit)
         shared.echo_sql(query.for_psql())
         return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -47,6 +46,7 @@ def list_(context: Context, *, unset_too: bool, as_json: bool, as_sql: bool) -> 
         shared.echo_sql(asked.for_psql())
         return
     rows = asyncio.run(_list(loaded, asked))
+    shared.note_cut(rows)
     if as_json:
         shared.echo_json(rows)
     elif rows:
@@ -76,7 +76,7 @@ def get(context: Context, *, key: str, as_json: bool, as_sql: bool) -> int:
     if as_json:
         shared.echo_json(row)
     elif row["state"] != "not set":
-        click.echo(_json(row["value"]))
+        click.echo(_value(row))
     if row["state"] != "in force":
         display.say(f"{key} is {row['state']}", err=True)
     return 0 if row["state"] == "in force" else NOT_SET
@@ -100,8 +100,8 @@ def set_(
     text = choose.read_json(value, "the value")
     assert text is not None
     row, before = asyncio.run(_set(context.load(), key, text, by))
-    was = "" if before["state"] == "not set" else f" (was: {_json(before['value'])}, {before['state']})"
-    label = f"{key} = {_json(row['value'])}"
+    was = "" if before["state"] == "not set" else f" (was: {_value(before)}, {before['state']})"
+    label = f"{key} = {_value(row)}"
     display.say(about(label, row["updated_by"], row["reason"], row["expires_at"]) + was)
 
 
@@ -133,7 +133,7 @@ def _lines(row: Row) -> Iterator[str]:
     if row["state"] == "not set":
         yield f"{row['key']} is not set"
         return
-    yield f"{row['key']} = {_json(row['value'])}"
+    yield f"{row['key']} = {_value(row)}"
     tense = "again from" if row["state"] == "lifted" else "since"
     yield "  " + about(
         f"{row['state']}, {tense} {display.moment(row['updated_at'])}",
@@ -145,8 +145,9 @@ def _lines(row: Row) -> Iterator[str]:
         yield f"  has no effect, or not all of it has: {row['problem']}"
 
 
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _value(row: Row) -> str:
+    """Write the value of an option that is set, as the server has it."""
+    return "null" if row["value"] is None else query.as_written(row["value"])
 
 
 async def _list(loaded: Loaded, asked: query.Query) -> list[dict[str, Any]]:

@@ -75,6 +75,7 @@ def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
         shared.echo_sql(asked.for_psql())
         return
     rows = asyncio.run(_read(loaded, asked))
+    shared.note_cut(rows)
     if as_json:
         shared.echo_json(rows)
     elif rows:
@@ -90,8 +91,6 @@ def _show(loaded: Loaded, *, as_json: bool, as_sql: bool) -> None:
 def _notes(rows: Sequence[Row]) -> list[str]:
     notes = [f"set by option {row['option']}" for row in rows if row["option"]]
     notes += [f"{switching.label(row)} was lifted for a while; it counts again from then on" for row in _lifted(rows)]
-    if len(rows) == switching.ROWS_SHOWN_MAX:
-        notes.append(f"only the first {switching.ROWS_SHOWN_MAX:,} are shown")
     return list(dict.fromkeys(notes))
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd import access, acts, command_line, display, errors, log, setting, switching
+from outboxd import access, acts, command_line, display, errors, log, query, setting, switching
 from outboxd.commands import shared
 from outboxd.switching import Target
 
@@ -127,14 +127,16 @@ async def _make_due(
     return problems
 
 
-async def _with_values(connection: asyncpg.Connection, config: Config, held: Sequence[Row]) -> list[tuple[Row, Any]]:
-    """Put the option's whole value beside each row that is an option's."""
-    names = {row["option"] for row in held if row["option"]}
-    values = {name: (await setting.find_option(connection, config, name))["value"] for name in names}
-    return [(row, values.get(row["option"])) for row in held]
+async def _with_values(connection: asyncpg.Connection, config: Config, held: Sequence[Row]) -> list[tuple[Row, str]]:
+    """Put the option's whole value, JSON, beside each row that is an option's."""
+    values: dict[str | None, str] = {}
+    for name in {row["option"] for row in held if row["option"]}:
+        value = (await setting.find_option(connection, config, name))["value"]
+        values[name] = "[]" if value is None else query.as_written(value)
+    return [(row, values.get(row["option"], "[]")) for row in held]
 
 
-def _complain(target: Target | None, missing: set[int], ended: set[int], held: Sequence[tuple[Row, Any]]) -> None:
+def _complain(target: Target | None, missing: set[int], ended: set[int], held: Sequence[tuple[Row, str]]) -> None:
     """Say what still holds and how to lift it; an error where what was asked for has not come about."""
     hints = [_remedy(row, value) for row, value in held]
     hint = "\n".join(dict.fromkeys(hints))
@@ -151,7 +153,7 @@ def _complain(target: Target | None, missing: set[int], ended: set[int], held: S
         display.say(f"hint: {hint}", err=True)
 
 
-def _remedy(row: Row, value: Any) -> str:
+def _remedy(row: Row, value: str) -> str:
     if row["id"] is not None:
         return f"End it: {command_line.line('resume', row['id'])}"
     entry = row["shard_identifier"] or row["what"]

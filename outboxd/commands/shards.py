@@ -65,7 +65,7 @@ def command(
     if as_json:
         shared.echo_json(rows)
     elif stuck:
-        diagnosis_display.show_stuck(rows, now)
+        diagnosis_display.show_stuck(rows, off, now)
         shared.note_limit(rows, limit, "first")
     else:
         diagnosis_display.show_shards(rows, off, now)

@@ -9,7 +9,7 @@ import click
 import msgspec
 
 from outboxd import choose, contract, display, errors
-from outboxd.switching import By, account
+from outboxd.switching import ROWS_SHOWN_MAX, By, account
 
 if TYPE_CHECKING:
     from outboxd.acts import Retry
@@ -89,6 +89,21 @@ def note_unknown(config: Config, *, scope: int | None = None, category: int | No
             display.show_lines([f"note: the configuration has no {kind} {number} (it has: {listed})"], err=True)
 
 
+def note_type(outbox: OutboxConfig, identifier: str, what: str) -> None:
+    """
+    Say of an identifier in a query that is only printed that psql may refuse it: the table is not asked for its types.
+
+    Raises:
+        InvalidOutboxError: It is not even a text.
+    """
+    choose.parse_text(identifier, what)
+    try:
+        choose.parse_identifier(identifier, outbox.key_type, what)
+    except errors.InvalidOutboxError as exc:
+        where = f"by the key_type of outbox {outbox.name}; a table of another type may take it"
+        display.show_lines([f"note: {exc}, {where}"], err=True)
+
+
 def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, region: str | None) -> None:
     """Say where nobody has looked, when nothing was found in an outbox that was not named."""
     others = [each.name for each in config.outboxes if each.name != looked_at.name and contract.has_region(each)]
@@ -96,6 +111,12 @@ def note_elsewhere(config: Config, looked_at: OutboxConfig, outbox: str | None, 
         have = "has" if len(others) == 1 else "have"
         where = f"outbox {', '.join(others)} {have} regions: look there with --region NAME"
         display.show_lines([f"note: only outbox {looked_at.name} was looked at; {where}"], err=True)
+
+
+def note_cut(shown: Sequence[object]) -> None:
+    """Say of what is set or switched off that it may be more than is shown, in a table or a document."""
+    if len(shown) == ROWS_SHOWN_MAX:
+        display.say(f"note: only the first {ROWS_SHOWN_MAX:,} are shown", err=True)
 
 
 def note_limit(shown: Sequence[object], limit: int, which: str) -> None:
@@ -124,7 +145,15 @@ def echo_sql(text: str) -> None:
 
 def echo_json(document: Any) -> None:
     """Print one JSON document."""
-    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2).decode())
+    click.echo(indented(msgspec.json.encode(document).decode()))
+
+
+def indented(text: str) -> str:
+    """Indent JSON; what is nested too deeply for that is left as it is."""
+    try:
+        return msgspec.json.format(text, indent=2)
+    except RecursionError:
+        return text
 
 
 def echo_problems(problems: Iterable[errors.OutboxdError]) -> None:

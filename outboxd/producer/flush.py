@@ -25,7 +25,7 @@ from outboxd import errors, held
 from outboxd.deliver import Delivery, is_being_ended, take_back_cancellation
 from outboxd.drain import Drain
 from outboxd.lane import Lane
-from outboxd.model import Candidate
+from outboxd.model import Candidate, Unsent
 from outboxd.producer import counts
 from outboxd.producer import seat as seats
 from outboxd.producer.seat import Seat
@@ -322,7 +322,7 @@ class _Drain:
                 self._block(f"the shard waits behind a failure: {blocking.last_error}")
                 return [], None
             rows = await self._read_rows(candidate, failing_apart=False)
-        rows = [row for row in rows if row[ID] <= self._bound.newest]
+        rows = [row for row in rows if row[ID] is not None and row[ID] <= self._bound.newest]
         if not rows:
             return [], None
         groups = coalesce(rows, self._live.registry.apart)
@@ -353,9 +353,12 @@ class _Drain:
     def _is_off(self) -> bool:
         return self._outbox.is_off(self._claim.shard, self._live.switches)
 
-    def _failed(self, failed: Failed, message: Message | None) -> None:
+    def _failed(self, failed: Failed, message: Message | Unsent) -> None:
+        if isinstance(message, Unsent):
+            self._block(failed.error)
+            return
         self.problems.append((failed.error, message))
-        self._blocked |= message is None or self._live.blocks(message.category)
+        self._blocked |= self._live.blocks(message.category)
 
     def _block(self, error: str) -> None:
         self.problems.append((error, None))

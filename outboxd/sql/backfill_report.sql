@@ -1,7 +1,7 @@
 -- What people ask of backfills: where they are, and what they would write. Nothing here writes or locks a row.
 --
 -- Names in braces beside the usual ones: {source}, {alias}, {key}, {key_type}, {condition}, {payload}, {regions_of_row:n} and
--- {resumed:n} as in backfill.sql; {shard_identifier} and {object_identifier}: what would be written; {targets}: one of the
+-- {resumed:n} as in backfill.sql; {switches}: what is switched off; {shard_identifier} and {object_identifier}: what would be written; {targets}: one of the
 -- two fragments of this name; {models}: the configured models, as rows of VALUES.
 
 -- name: spent_lately
@@ -98,9 +98,17 @@ ORDER BY {key}, outboxd_target.outboxd_region
 LIMIT $3::int4
 
 -- name: watermarks
--- Where the backfills are, with their options and pauses. low_bound: the lowest key that is not done (of uuid keys the
--- last one that is); '0': the walk has not begun. version above replication_version: finished. version_option below it:
--- the walk waits. messages_last_minute: what was written in the last 60 seconds.
+-- Where the backfills are. low_bound: the lowest key that is not done (of uuid keys the last one that is); '0': the walk
+-- has not begun. version above replication_version: finished. version_option below it: the walk waits. paused: by a pause,
+-- or because its outbox or category is off. messages_last_minute: what was written in the last 60 seconds.
+-- What is left, what is broken and whether live traffic comes first is known to `outboxd backfill status` only.
+WITH off AS MATERIALIZED (
+    SELECT kind, table_name, outbox, category
+    FROM (
+{switches}
+    ) AS switched
+    WHERE in_force
+)
 SELECT
     model.table_name,
     model.replication_version,
@@ -111,13 +119,12 @@ SELECT
     coalesce(spent.messages, 0) AS messages_last_minute,
     EXISTS (
         SELECT
-        FROM {schema}.pause AS pause
-        WHERE pause.kind = 'backfill'
-            AND (pause.table_name IS NULL OR pause.table_name = model.table_name)
-            AND pause.created_at <= now()
-            AND (pause.expires_at IS NULL OR pause.expires_at > now())
+        FROM off
+        WHERE off.kind = 'backfill' AND (off.table_name IS NULL OR off.table_name = model.table_name)
+            OR off.kind = 'outbox' AND off.outbox = model.outbox
+            OR off.kind = 'category' AND off.category = model.category
     ) AS paused
-FROM (VALUES {models}) AS model (table_name, replication_version)
+FROM (VALUES {models}) AS model (table_name, replication_version, outbox, category)
 LEFT JOIN {schema}.backfill_watermark AS mark ON mark.table_name = model.table_name
 LEFT JOIN {schema}.option AS gate
     ON gate.key = 'outbox_replication.' || model.table_name || '.replication_version'
@@ -129,4 +136,4 @@ LEFT JOIN LATERAL (
     WHERE spending.table_name = model.table_name AND spending.spent_at > now() - interval '60 seconds'
 ) AS spent ON true
 ORDER BY model.table_name
-LIMIT 100;
+LIMIT {value:rows_max}

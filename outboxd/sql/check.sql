@@ -19,6 +19,11 @@ SELECT current_database()::text AS database, pg_postmaster_start_time() AS start
 -- returns          whether it exists
 SELECT EXISTS (SELECT FROM pg_roles WHERE rolname = $1::text) AS found
 
+-- name: sees_activity
+-- $1 text          a role's name
+-- returns          whether it sees when the transactions of other roles began
+SELECT pg_has_role($1::text, 'pg_read_all_stats', 'USAGE') AS sees_activity
+
 -- name: quoted
 -- $1 text          a name
 -- returns          the name as SQL writes it, without quotes where none are needed

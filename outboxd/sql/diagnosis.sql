@@ -57,7 +57,7 @@ scaled AS MATERIALIZED (
 )
 
 -- name: off
--- What is switched off for an outbox now, by pauses and by options, of its shards only those in `deepest`: a CTE.
+-- What is switched off for an outbox now, by pauses and by options, of its shards only those in `listed`: a CTE.
 off AS MATERIALIZED (
     SELECT
         kind,
@@ -75,10 +75,28 @@ off AS MATERIALIZED (
     ) AS switched
     WHERE in_force AND CASE kind
             WHEN 'outbox' THEN outbox = {outbox}
-            WHEN 'shard' THEN (shard_scope, {canonical:switched}) IN (SELECT shard_scope, canonical FROM deepest)
+            WHEN 'shard' THEN (shard_scope, {canonical:switched}) IN (SELECT shard_scope, canonical FROM listed)
             ELSE kind = 'category'
         END
 )
+
+-- name: paused
+-- What of `off` holds a shard s, or its `categories`: of what holds all of it, what ends last; a fragment.
+SELECT
+    off.kind <> 'category' OR s.categories <@ ARRAY(SELECT category FROM off WHERE kind = 'category') AS is_whole,
+    concat_ws(' ', off.kind, {category_name:off}, off.because) AS because,
+    off.until
+FROM off
+WHERE CASE off.kind
+        WHEN 'shard' THEN
+            off.shard_scope = s.shard_scope
+            AND off.canonical = s.canonical
+            AND (off.region_name IS NULL OR off.region_name = {region_text:s})
+        WHEN 'category' THEN off.category = ANY (s.categories)
+        ELSE true
+    END
+ORDER BY off.kind = 'category', off.until DESC NULLS FIRST, off.because
+LIMIT 1
 
 -- name: shards
 -- The deepest shards of an outbox. A first failure that says {died} is, for a minute, taken for what it mostly is: a
@@ -102,7 +120,7 @@ found AS MATERIALIZED (
     ORDER BY count(*) DESC, {shard}
     LIMIT {value:limit}
 ),
-deepest AS MATERIALIZED (
+listed AS MATERIALIZED (
     SELECT {shard:found}, {canonical:found} AS canonical, known.*
     FROM found
     CROSS JOIN scaled
@@ -160,23 +178,9 @@ SELECT
         WHEN s.due = 0 THEN s.next_due
     END AS until,
     nullif(concat_ws('; ', paused.because, failed.because), '') AS because
-FROM deepest AS s
+FROM listed AS s
 LEFT JOIN LATERAL (
-    SELECT
-        off.kind <> 'category' OR s.categories <@ ARRAY(SELECT category FROM off WHERE kind = 'category') AS is_whole,
-        concat_ws(' ', off.kind, {category_name:off}, off.because) AS because,
-        off.until
-    FROM off
-    WHERE CASE off.kind
-            WHEN 'shard' THEN
-                off.shard_scope = s.shard_scope
-                AND off.canonical = s.canonical
-                AND (off.region_name IS NULL OR off.region_name = {region_text:s})
-            WHEN 'category' THEN off.category = ANY (s.categories)
-            ELSE true
-        END
-    ORDER BY array_position(ARRAY['outbox', 'shard', 'category'], off.kind), off.until DESC NULLS FIRST, off.because
-    LIMIT 1
+{paused}
 ) AS paused ON true
 LEFT JOIN LATERAL (
     SELECT
@@ -207,34 +211,8 @@ LEFT JOIN LATERAL (
 -- counted          messages of one shard to count at most
 -- failures         failing objects to look at, at most, in the order of their index: a million take a second
 -- index            primary key; (<sharding columns>, id); primary key of outboxd.failure
-SELECT
-    {outbox}::text AS outbox,
-    nullif(f.region_name, '') AS region_name,
-    f.shard_scope,
-    {scope_name:f} AS scope_name,
-    coalesce(to_jsonb(head.shard_identifier), to_jsonb(f.shard_identifier)) AS shard_identifier,
-    f.category,
-    {category_name:f} AS category_name,
-    coalesce(to_jsonb(head.object_identifier), to_jsonb(f.object_identifier)) AS object_identifier,
-    f.objects AS failing_objects,
-    own.depth,
-    own.depth >= {value:counted} AS is_at_least,
-    head.scheduled_for AS next_attempt,
-    own.oldest,
-    last_row.date_added AS newest,
-    f.attempts,
-    f.since AS first_failed_at,
-    f.last_error,
-    EXISTS (
-        SELECT
-        FROM {schema}.failure AS known
-        WHERE known.outbox = {outbox}
-        ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
-        OFFSET {value:failures}
-        LIMIT 1
-    ) AS is_partial
-FROM (
-    SELECT *
+WITH listed AS MATERIALIZED (
+    SELECT failing.*, {canonical:failing} AS canonical, ARRAY[failing.category::int4] AS categories
     FROM (
         SELECT DISTINCT ON (shard_scope, shard_identifier, region_name)
             failure.*,
@@ -254,14 +232,44 @@ FROM (
     ) AS failing
     ORDER BY since, shard_scope, shard_identifier, region_name
     LIMIT {value:limit}
-) AS f
+),
+{off}
+SELECT
+    {outbox}::text AS outbox,
+    nullif(s.region_name, '') AS region_name,
+    s.shard_scope,
+    {scope_name:s} AS scope_name,
+    coalesce(to_jsonb(head.shard_identifier), to_jsonb(s.shard_identifier)) AS shard_identifier,
+    s.category,
+    {category_name:s} AS category_name,
+    coalesce(to_jsonb(head.object_identifier), to_jsonb(s.object_identifier)) AS object_identifier,
+    s.objects AS failing_objects,
+    own.depth,
+    own.depth >= {value:counted} AS is_at_least,
+    head.scheduled_for AS next_attempt,
+    own.oldest,
+    last_row.date_added AS newest,
+    s.attempts,
+    s.since AS first_failed_at,
+    s.last_error,
+    paused.because AS paused,
+    paused.until AS paused_until,
+    EXISTS (
+        SELECT
+        FROM {schema}.failure AS known
+        WHERE known.outbox = {outbox}
+        ORDER BY known.outbox, known.shard_scope, known.shard_identifier, known.region_name
+        OFFSET {value:failures}
+        LIMIT 1
+    ) AS is_partial
+FROM listed AS s
 LEFT JOIN LATERAL (
     SELECT o.*
     FROM {table} AS o
-    WHERE o.id >= f.message_id AND o.id <= f.message_id
+    WHERE o.id >= s.message_id AND o.id <= s.message_id
     ORDER BY o.id
     LIMIT 1
-) AS head ON head.shard_scope = f.shard_scope AND head.shard_identifier::text = f.shard_identifier
+) AS head ON head.shard_scope = s.shard_scope AND head.shard_identifier::text = s.shard_identifier
 LEFT JOIN LATERAL (
     SELECT count(*) AS depth, min(first_rows.date_added) AS oldest
     FROM (
@@ -279,6 +287,9 @@ LEFT JOIN LATERAL (
     ORDER BY {shard_backwards:o}, o.id DESC
     LIMIT 1
 ) AS last_row ON true
+LEFT JOIN LATERAL (
+{paused}
+) AS paused ON paused.is_whole
 
 -- name: messages
 -- Messages, the newest first: of those that an index leads to, backwards, the ones that fit. `headers` is the table's own

@@ -187,7 +187,8 @@ WHERE c.oid = {regclass}
 LIMIT 1
 
 -- name: horizon
--- What keeps vacuum from removing dead rows: transactions, prepared transactions, replication slots; the oldest first.
+-- What keeps vacuum from removing dead rows: transactions, prepared transactions, replication slots; first whoever does
+-- so the longest, by transactions: slots and standbys have no other age.
 -- sees_activity: whether this role sees what other roles do. It may be alone in its row.
 -- returns          one row each
 SELECT
@@ -203,7 +204,7 @@ FROM (SELECT) AS once
 LEFT JOIN (
 {holders}
 ) AS holder ON true
-ORDER BY holder.age_s DESC NULLS LAST, holder.xid_age DESC
+ORDER BY holder.xid_age DESC NULLS LAST, holder.age_s DESC NULLS LAST
 LIMIT 5
 
 -- name: lag

@@ -44,7 +44,12 @@ failures AS (
         f.first_failed_at,
         f.last_failed_at,
         f.message_id,
-        head.scheduled_for AS next_attempt_at
+        head.scheduled_for AS next_attempt_at,
+        (
+            SELECT count(*)
+            FROM waiting AS w
+            WHERE w.category = f.category AND w.object_identifier = f.object_identifier AND w.scheduled_for <= now()
+        ) AS due
     FROM asked
     JOIN {schema}.failure AS f
         ON f.outbox = {outbox}
@@ -69,7 +74,7 @@ switches AS (
         s.author,
         s.since,
         s.expires_at,
-        (SELECT o.value FROM {schema}.option AS o WHERE o.key = s.option) AS value
+        (SELECT o.value::text FROM {schema}.option AS o WHERE o.key = s.option) AS value
     FROM asked
     JOIN (
 {switches}
@@ -168,7 +173,12 @@ SELECT
     (SELECT count(*) FROM waiting) >= {value:rows_max} AS is_at_least,
     (SELECT min(date_added) FROM waiting) AS oldest_added_at,
     (SELECT max(date_added) FROM waiting) AS newest_added_at,
-    (SELECT min(scheduled_for) FROM waiting WHERE scheduled_for > now()) AS next_due_at,
+    (
+        SELECT min(w.scheduled_for)
+        FROM waiting AS w
+        WHERE w.scheduled_for > now()
+            AND NOT EXISTS (SELECT FROM switches AS s WHERE s.covers = 'category' AND s.category = w.category)
+    ) AS next_due_at,
     (SELECT id FROM waiting ORDER BY id LIMIT 1) AS first_id,
     (SELECT category FROM waiting ORDER BY id LIMIT 1) AS first_category,
     (SELECT coalesce(json_agg(c), '[]') FROM categories AS c) AS categories,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import re
 import shlex
 import signal
 import stat
@@ -22,6 +23,7 @@ from outboxd import dsn
 from tests import deployments, processes
 from tests.acceptance import image as images
 from tests.acceptance.servers import free_port
+from tests.acceptance.shop_database import blocks
 from tests.deployments import Command
 from tests.eventually import eventually
 from tests.processes import Outboxd
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from tests.acceptance.servers import ScramServer
 
 SHOP = "shop"
+DAEMON = "outbox_daemon"
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,7 @@ class Host:
 
     async def migrate(self) -> None:
         await self.run(named("compose migrate"))
+        await self.connection.execute(documented_grants())
 
     async def count(self, table: str) -> int:
         number: int = await self.connection.fetchval(f"SELECT count(*) FROM {table}")
@@ -109,6 +113,14 @@ class Host:
         assert await process.wait() == 0, process.stderr
 
 
+def documented_grants() -> str:
+    """What the owner grants to the daemon's role, as the README says where to find it."""
+    assert "../docs/postgresql.md#roles-and-grants" in deployments.README.read_text("utf-8")
+    statements = re.findall(r"^GRANT [^;]+ TO outbox_daemon;", blocks("Roles and grants", "sql")[1].text, re.MULTILINE)
+    assert len(statements) == 3
+    return "\n".join(statements)
+
+
 def named(place: str) -> Command:
     (found,) = [command for command in deployments.commands() if command.place == place]
     return found
@@ -116,17 +128,23 @@ def named(place: str) -> Command:
 
 @pytest.fixture
 async def host(image: Image, scram: ScramServer, tmp_path: Path) -> AsyncIterator[Host]:
-    """The secrets are those that the README's commands make; the database knows their password."""
+    """
+    The secrets are those that the README's commands make; the database knows their password.
+
+    Those of Kubernetes are of two roles: the owner's, and the daemon's.
+    """
     secrets = make_secrets(tmp_path)
     password = (secrets / "password").read_text()
     async with scram.connection() as admin:
         await admin.execute(f"CREATE ROLE shop LOGIN PASSWORD '{password}'")
+        await admin.execute(f"CREATE ROLE {DAEMON} LOGIN PASSWORD '{password}'")
         await admin.execute("CREATE DATABASE shop OWNER shop")
     text = (secrets / "dsn").read_text().replace("@database/", f"@127.0.0.1:{scram.port}/")
-    for name in ("dsn", "outboxd/dsn", "outboxd-owner/dsn"):
+    of_daemon = text.replace("//shop:", f"//{DAEMON}:")
+    for name, content in {"dsn": text, "outboxd-owner/dsn": text, "outboxd/dsn": of_daemon}.items():
         file = image.folder / "run" / "secrets" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
+        file.write_text(content)
     connection = await asyncpg.connect(text)
     try:
         yield Host(image, connection, scram, free_port())
@@ -134,15 +152,15 @@ async def host(image: Image, scram: ScramServer, tmp_path: Path) -> AsyncIterato
         await connection.close()
         async with scram.connection() as admin:
             await admin.execute("DROP DATABASE shop WITH (FORCE)")
-            await admin.execute("DROP ROLE shop")
+            await admin.execute(f"DROP ROLE shop, {DAEMON}")
 
 
 def make_secrets(folder: Path) -> Path:
     """Run those commands of the README that need neither Docker nor Kubernetes; returns the folder of the secrets."""
     (folder / "deploy").mkdir()
     needed = ("docker ", "kubectl ")
-    blocks = [b for b in deployments.shell_blocks(deployments.README) if not b.startswith(needed)]
-    for block in blocks:
+    runnable = [b for b in deployments.shell_blocks(deployments.README) if not b.startswith(needed)]
+    for block in runnable:
         done = subprocess.run(["sh", "-euc", block], cwd=folder, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
     return folder / "deploy" / "secrets"

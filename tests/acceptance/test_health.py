@@ -57,6 +57,16 @@ async def event(message):
     record(message)
 """
 
+PRODUCING = """\
+from outboxd.producer import Producer
+
+PRODUCER = Producer.load()
+
+@receiver("UPDATE", "EVENT")
+async def accept(message):
+    record(message)
+"""
+
 
 @dataclass
 class Answer:
@@ -272,6 +282,18 @@ async def test_a_receiver_s_own_metrics_and_those_of_the_process_are_on_the_page
     assert value(samples, "shop_calls_total", kind="update") == 2
     assert value(samples, "shop_calls_total", kind="event") == 5
     assert (value(samples, "process_resident_memory_bytes") or 0) > 0
+
+
+async def test_every_family_stands_once_on_the_page_of_a_daemon_whose_receivers_load_a_producer(
+    installation: Installation,
+) -> None:
+    installation.receive(PRODUCING)
+    async with installation.ready_daemon() as daemon:
+        text = (await ask(await address_of(daemon), "/metrics")).text
+
+    families = re.findall(r"^# TYPE (\S+)", text, re.MULTILINE)
+    assert "outbox_processed_total" in families
+    assert sorted(families) == sorted(set(families))
 
 
 async def test_openmetrics_is_answered_where_it_is_asked_for_and_says_the_same(

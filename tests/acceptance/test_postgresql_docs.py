@@ -6,11 +6,13 @@ import re
 import tomllib
 from typing import TYPE_CHECKING
 
+import aiohttp
 import asyncpg
 import pytest
 
 from outboxd import contract, dsn, inspection
 from outboxd.config import Config
+from tests import processes
 from tests.acceptance.shop_database import DISCARDED, DOCUMENT, PASSWORD, REFUSED, blocks, granted, shop_database
 from tests.eventually import eventually
 
@@ -30,7 +32,7 @@ SECTIONS = {
     "Connections": ["sql", "sql"],
     "Upgrades, and two versions at once": ["sql"],
     "Autovacuum": ["sql", "sql"],
-    "Held snapshots": ["sql", "sql"],
+    "Held snapshots": ["sh", "sql"],
 }
 KINDS = {
     "daemon": "outbox_daemon",
@@ -115,6 +117,29 @@ async def test_the_daemon_s_role_drains_and_backfills(shop: ShopDatabase) -> Non
         _: bool = await eventually(walked, error=daemon.stderr)
         await drained(shop)
     assert not [line for line in daemon.stderr_lines if "permission denied" in line]
+
+
+async def test_what_holds_vacuum_back_is_among_the_metrics_of_the_daemon_s_role(shop: ShopDatabase) -> None:
+    async with shop.daemon(OUTBOX_HTTP_LISTEN="127.0.0.1:0") as daemon:
+        address = (await daemon.wait_for_event("http.listening"))["addresses"][0]
+
+        async def told() -> bool:
+            async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as answer:
+                return "\noutboxd_oldest_snapshot_seconds " in await answer.text()
+
+        _: bool = await eventually(told)
+
+
+async def test_check_says_what_the_metrics_lack_where_the_daemon_s_role_sees_no_activity(shop: ShopDatabase) -> None:
+    asked = ("check", "--as", "outbox_daemon")
+    listening = shop.environment("outbox_owner") | {"OUTBOX_HTTP_LISTEN": "127.0.0.1:0"}
+    grant = "GRANT pg_read_all_stats TO outbox_daemon;"
+    assert grant not in (await processes.run(*asked, config=shop.config, env=listening)).stdout
+
+    await shop.admin.execute("REVOKE pg_read_all_stats FROM outbox_daemon")
+    lacking = await processes.run(*asked, config=shop.config, env=listening)
+    assert (lacking.returncode, f"-> {grant}" in lacking.stdout) == (0, True), lacking.stdout
+    assert grant not in (await shop.run(*asked, role="outbox_owner")).stdout, "it has no metrics"
 
 
 async def test_a_failure_and_a_burial_need_no_more_either(shop: ShopDatabase) -> None:
@@ -376,17 +401,21 @@ def test_the_table_of_settings_is_that_of_the_code() -> None:
     assert dict(rows) == contract.STORAGE
 
 
-async def test_who_holds_vacuum_back_is_seen_by_a_reader(shop: ShopDatabase) -> None:
-    holders, limit = blocks("Held snapshots", "sql")
-    async with shop.connected("shop") as producer, producer.transaction(isolation="repeatable_read"):
-        await producer.fetchval("SELECT count(*) FROM outbox")
+@pytest.mark.parametrize("holds", ["a snapshot", "what it wrote"])
+async def test_who_holds_vacuum_back_is_seen_by_a_reader(shop: ShopDatabase, holds: str) -> None:
+    (ask,), (limit,) = blocks("Held snapshots", "sh"), blocks("Held snapshots", "sql")
+    snapshot = holds == "a snapshot"
+    async with (
+        shop.connected("shop") as producer,
+        producer.transaction(isolation="repeatable_read" if snapshot else "read_committed"),
+    ):
+        await producer.fetchval("SELECT count(*) FROM outbox" if snapshot else WRITE)
         await shop.admin.fetchval(WRITE)
 
-        rows = await shop.fetch(holders)
+        printed = shop.shell(ask.text, OUTBOX_DSN=shop.dsn("outbox_reader"))
 
-        assert rows[0]["who"] == str(producer.get_server_pid())
-        assert rows[0]["transactions"] >= 1
-        assert rows[0]["since"] is not None, "its beginning is hidden from a role without pg_read_all_stats"
+        (line,) = [line for line in printed.splitlines() if f"backend {producer.get_server_pid()} " in line]
+        assert re.search(r"role shop, idle in transaction, for \d+.* holds back vacuum by \d+ transaction", line)
     await shop.execute(limit)
     async with shop.connected("shop") as producer:
         assert await producer.fetchval("SHOW idle_in_transaction_session_timeout") == "1min"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -126,7 +127,13 @@ async def test_two_applications_and_a_daemon_deliver_each_message_once(installat
     assert set(objects.values()) == {1}
     assert overlapping(installation) == 0
     assert f'outbox_saved_total{{category="EVENT",outbox="main"}} {2 * ONE_BY_ONE}.0' in printed[0]
-    assert 'outbox_processed_total{category="EVENT",outbox="main",synchronous="true"}' in printed[0]
+    counted = dict(
+        re.findall(r'^(\w+)\{category="EVENT",outbox="main",synchronous="true"\} (\S+)', printed[0], re.MULTILINE)
+    )
+    assert float(counted["outbox_processed_total"]) > 0
+    for family in ("processing_lag", "coalesced_net_queue_time", "coalesced_net_processing_time"):
+        assert counted[f"outbox_{family}_seconds_count"] == counted["outbox_processed_total"]
+    assert float(counted["outbox_coalesced_net_processing_time_seconds_sum"]) > 0.002
 
 
 async def test_an_application_that_is_killed_in_a_flush_loses_nothing_and_is_no_daemon_s_death(

@@ -169,14 +169,38 @@ async def test_once_captures_too_and_ends_when_all_is_sent(failing: Installation
     assert event["tags"] == {"outbox.category": "EVENT", "outbox.shard_scope": "ACCOUNT"}
 
 
-async def test_a_category_that_nobody_configured_is_captured_without_tags(
+async def test_a_category_that_nobody_configured_has_its_number_for_a_tag(
     installation: Installation, sentry: SentryServer
 ) -> None:
-    await installation.insert([1], category=77)
+    [written] = await installation.insert([7], category=77)
     event = await captured(installation, sentry)
 
-    assert "category 77" in json.dumps(event["message"])
-    assert "tags" not in event
+    assert f"category 77 of message {written}" in json.dumps(event["message"])
+    assert event["tags"] == {"outbox.category": "77", "outbox.shard_scope": "ACCOUNT"}
+    context = event["contexts"]["outbox"]
+    assert (context["outbox"], context["shard_identifier"], context["message"]) == ("main", "7", written)
+    assert (context["attempt"], context["coalesced"]) == (1, 1)
+    assert event["fingerprint"] == ["category 77 is not in the configuration"]
+
+
+async def test_a_payload_that_cannot_be_parsed_is_captured_with_all_but_the_payload(
+    installation: Installation, sentry: SentryServer
+) -> None:
+    """What jsonb takes, and a parser does not."""
+    installation.receive(FAILING)
+    installation.config.write_text(installation.config.read_text() + "[sentry]\nsend_payload = true\n")
+    await installation.connection.execute(
+        "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier, payload)"
+        " VALUES ($1, 42, $2, 3, (repeat('[', 5000) || repeat(']', 5000))::jsonb)",
+        SCOPE,
+        EVENT,
+    )
+    event = await captured(installation, sentry)
+
+    assert "cannot be parsed" in json.dumps(event["message"])
+    assert event["tags"]["outbox.category"] == "EVENT"
+    assert (event["contexts"]["outbox"]["object_identifier"], "payload" in event["contexts"]["outbox"]) == ("3", False)
+    assert " of message " not in event["fingerprint"][0]
 
 
 async def test_without_sentry_dsn_nothing_is_sent(failing: Installation, sentry: SentryServer) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.acceptance.installation import OUTBOX
 from tests.acceptance.systemd import Systemd
 
 if TYPE_CHECKING:
@@ -42,6 +43,12 @@ async def wait(message):
     record(message, "start")
     await opened("gate")
     record(message)
+"""
+
+OTHER = """
+[[outbox]]
+name = "other"
+table = "other_outbox"
 """
 
 
@@ -104,6 +111,29 @@ async def test_while_it_waits_it_is_not_ready_and_says_why(bare: Installation, s
         await eventually_ready(bare, systemd, daemon)
         told = [line for line in systemd.heard if line.startswith("STATUS=")]
         assert told[-1].startswith("STATUS=draining"), "else it would still be shown as waiting"
+
+
+@only_by_path
+async def test_a_table_that_is_missing_holds_up_neither_the_start_nor_the_watchdog(
+    installation: Installation, systemd: Systemd
+) -> None:
+    installation.outbox = OUTBOX + OTHER
+    installation.configure()
+    async with installation.daemon(env=systemd.environment(watchdog=True)) as daemon:
+        await eventually_ready(installation, systemd, daemon)
+        await fed(systemd, installation, daemon)
+        await installation.insert([1])
+        await installation.drained(by=daemon)
+        assert daemon.events("daemon.ready") == []
+        status = [line for line in systemd.heard if line.startswith("STATUS=")][-1]
+        assert "waiting: " in status
+        assert "other_outbox" in status
+        assert status.endswith("draining main")
+
+        await installation.migrate()
+        ready = await daemon.wait_for_event("daemon.ready")
+        await installation.until(lambda: systemd.heard[-1] == "STATUS=draining main, other", by=daemon)
+    assert ready["outboxes"] == ["main", "other"]
 
 
 async def eventually_ready(installation: Installation, systemd: Systemd, daemon: Outboxd) -> None:

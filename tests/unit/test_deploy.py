@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from typing import Any
 
+import kubernetes_validate
 import pytest
 
 from outboxd.config import ENVIRONMENT, DrainConfig
@@ -154,9 +155,8 @@ def test_containers_of_compose_can_write_and_become_nothing() -> None:
 
 
 def test_kubernetes_accepts_the_manifest() -> None:
-    validate = pytest.importorskip("kubernetes_validate", reason="there is no kubernetes-validate")
     for kind in ("Job", "Deployment", "Service"):
-        validate.validate(deployments.kubernetes(kind), "1.30", strict=True)
+        kubernetes_validate.validate(deployments.kubernetes(kind), "1.30", strict=True)
 
 
 def test_outboxd_is_a_native_sidecar_of_the_application_s_image() -> None:

@@ -143,6 +143,22 @@ CASES = {
     "behind one that died long ago": (facts(later=1, failures=[failure(last_error=DIED_ERROR)]), ["behind", "backoff"]),
     "beside a failing object": (facts(later=1, category=SKIPPING, failures=[failure(SKIPPING)]), ["due", "backoff"]),
     "only a failing object": (facts(due=0, later=1, category=SKIPPING, failures=[failure(SKIPPING)]), ["backoff"]),
+    "an object held, with a new message": (
+        facts(later=1, category=SKIPPING, failures=[failure(SKIPPING, due=1, last_failed_at=NOW)]),
+        ["backoff"],
+    ),
+    "an object woken by a new message": (
+        facts(later=1, category=SKIPPING, failures=[failure(SKIPPING, due=1)]),
+        ["due", "backoff"],
+    ),
+    "a delivery under way, counted ahead": (
+        facts(due=0, later=1, claimed_by=HOLDER, failures=[failure(last_error=DIED_ERROR, attempts=1)]),
+        ["draining"],
+    ),
+    "one that died at its first try": (
+        facts(due=0, later=1, failures=[failure(last_error=DIED_ERROR, attempts=1)]),
+        ["backoff"],
+    ),
     "failed, and due again": (facts(failures=[failure(next_attempt_at=PAST)]), ["due"]),
     "failed, and its message is gone": (facts(failures=[failure(next_attempt_at=None)]), ["due"]),
     "failed, gone, the rest not due": (facts(due=0, later=1, failures=[failure(next_attempt_at=None)]), ["not_due"]),
@@ -181,8 +197,27 @@ def test_two_paused_categories_are_all_there_is() -> None:
     counts = [CategoryCount(MEMBER, "MEMBER", 1, 1), CategoryCount(TEAM, "TEAM", 1, 1)]
     one, both = [switch("category", MEMBER)], [switch("category", MEMBER), switch("category", TEAM)]
 
-    assert codes(reasons(facts(messages=2, categories=counts, switches=one), KNOWN)) == ["due", "paused"]
-    assert codes(reasons(facts(messages=2, categories=counts, switches=both), KNOWN)) == ["paused"]
+    assert codes(reasons(facts(due=2, categories=counts, switches=one), KNOWN)) == ["due", "paused"]
+    assert codes(reasons(facts(due=2, categories=counts, switches=both), KNOWN)) == ["paused"]
+
+
+@pytest.mark.parametrize("last_failed_at", [NOW, PAST], ids=["now", "a minute ago"])
+def test_what_is_due_but_paused_does_not_wake_a_failing_shard(last_failed_at: str) -> None:
+    counts = [CategoryCount(MEMBER, "MEMBER", 1, 0), CategoryCount(TEAM, "TEAM", 1, 1)]
+    off, failing = [switch("category", TEAM)], [failure(last_failed_at=last_failed_at)]
+
+    found = reasons(facts(messages=2, categories=counts, switches=off, failures=failing), KNOWN)
+
+    assert codes(found) == ["backoff", "paused"]
+
+
+def test_what_is_due_but_paused_does_not_make_the_rest_due() -> None:
+    counts = [CategoryCount(MEMBER, "MEMBER", 1, 0), CategoryCount(TEAM, "TEAM", 1, 1)]
+
+    found = reasons(facts(later=1, categories=counts, switches=[switch("category", TEAM)]), KNOWN)
+
+    assert codes(found) == ["not_due", "paused"]
+    assert found[0].text == "nothing else is due: the next message is 2026-11-22 06:30:00 UTC (in 30 min)"
 
 
 class TestReceivers:
@@ -230,13 +265,13 @@ class TestWords:
     @pytest.mark.parametrize(
         ("covers", "value", "command"),
         [
-            ("shard", ["x y", 42.0, 43], "options set outbox.off '[\"x y\", 43]'"),
-            ("shard", ["42"], "options unset outbox.off"),
-            ("outbox", ["region", "control"], "options set outbox.off '[\"control\"]'"),
-            ("category", ["TEAM", "MEMBER"], "options set outbox.off '[\"TEAM\"]'"),
+            ("shard", '["x y", 42.0, 43]', "options set outbox.off '[\"x y\", 43]'"),
+            ("shard", '["42"]', "options unset outbox.off"),
+            ("outbox", '["region", "control"]', "options set outbox.off '[\"control\"]'"),
+            ("category", '["TEAM", "MEMBER"]', "options set outbox.off '[\"TEAM\"]'"),
         ],
     )
-    def test_what_an_option_switches_off_is_taken_out_of_it(self, covers: str, value: list[Any], command: str) -> None:
+    def test_what_an_option_switches_off_is_taken_out_of_it(self, covers: str, value: str, command: str) -> None:
         category = MEMBER if covers == "category" else None
         option = switch(covers, category, kind="option", pause=None, option="outbox.off", value=value)
 
@@ -300,6 +335,11 @@ class TestWords:
         asked = facts(due=0, later=1, region="eu", shard="a b", failures=[failure()])
 
         assert "outboxd retry --outbox region --region eu ORGANIZATION_SCOPE 'a b'" in said(reasons(asked, KNOWN)[0])
+
+    def test_a_message_of_a_region_is_buried_there(self) -> None:
+        text = said(reasons(facts(due=0, later=1, region="eu", failures=[failure()]), KNOWN)[0])
+
+        assert "outboxd bury --reason WHY --outbox region --region eu 1" in text
 
     def test_an_identifier_that_begins_with_a_dash_is_no_option(self) -> None:
         asked = facts(due=0, later=1, shard="-5", failures=[failure()])

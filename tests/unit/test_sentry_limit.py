@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING
 
 from outboxd.sentry import CAPTURES_A_SECOND_MAX, _Limit
+from tests.unit.test_operations_docs import DOCUMENT
 
 if TYPE_CHECKING:
     import pytest
@@ -22,3 +23,7 @@ def test_of_very_many_failures_a_second_some_are_left_out(monkeypatch: pytest.Mo
 
     assert first == [True] * CAPTURES_A_SECOND_MAX + [False] * CAPTURES_A_SECOND_MAX
     assert all(later)
+
+
+def test_how_many_is_documented() -> None:
+    assert f"up to {CAPTURES_A_SECOND_MAX} a second" in " ".join(DOCUMENT.split())

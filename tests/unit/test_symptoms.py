@@ -91,9 +91,23 @@ class TestDaemons:
 )
 def test_due_shards_that_nobody_claims_are_an_error(lag: dict[str, Any], claimed: int, expected: str) -> None:
     lags = {"region": {"is_off": False} | lag}
+    own = daemon(claimed=claimed, outboxes=["region"])
 
-    assert levels(symptoms.claims([daemon(claimed=claimed)], lags, configure(REGION))) == [expected]
+    assert levels(symptoms.claims([own], lags, configure(REGION))) == [expected]
     assert symptoms.claims([], lags, configure(REGION)) == []
+
+
+def test_of_claims_that_may_be_of_another_outbox_no_more_is_said_than_is_known() -> None:
+    lags = {name: {"is_off": False, "due": due, "lag_s": 60.0 * due} for name, due in (("region", 9), ("control", 0))}
+    found = symptoms.claims([daemon(claimed=3)], lags, CONFIG)
+    none = symptoms.claims([daemon()], lags, CONFIG)
+
+    assert levels(found) == ["info", "ok"]
+    assert found[0].text.endswith(
+        "its daemons hold 3 shards at this moment, of all their outboxes: perhaps none is of this one"
+    )
+    assert found[1].text == "its daemons hold 3 shards at this moment, of all their outboxes"
+    assert (levels(none), none[1].text) == (["error", "ok"], "its daemons hold 0 shards at this moment")
 
 
 @pytest.mark.parametrize(
@@ -101,6 +115,8 @@ def test_due_shards_that_nobody_claims_are_an_error(lag: dict[str, Any], claimed
     [
         (switch(), "info"),
         (switch(since="2020-01-01T00:00:00+00:00"), "warning"),
+        (switch(since="-infinity"), "warning"),
+        (switch(since="0044-03-15T00:00:00+00:00 BC"), "warning"),
         (switch(since="2020-01-01T00:00:00+00:00", expires_at=LATER), "info"),
         (switch(reason=None), "warning"),
         (switch(expires_at="infinity"), "info"),

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from outboxd import errors
+from outboxd import errors, session
 from outboxd.config import ENVIRONMENT, DrainConfig
+from tests.processes import ROOT
 from tests.units import FOLDER, PROGRAM, Directive, Unit
 
 if TYPE_CHECKING:
@@ -64,6 +65,17 @@ def test_the_database_and_the_network_come_first_but_nothing_is_required(unit: U
 @every_daemon
 def test_a_blocked_loop_is_not_killed_before_a_receiver_may_be_late(unit: Unit) -> None:
     assert float(unit.one("Service", "WatchdogSec")) >= DrainConfig().receiver_timeout_s
+
+
+@every_daemon
+def test_a_database_that_answers_nothing_is_no_reason_to_kill_the_daemon(unit: Unit) -> None:
+    """The longest look, after a rest before which the watchdog was not fed because it had been a quarter ago."""
+    sources = (path.read_text("utf-8") for path in (ROOT / "outboxd").rglob("*.py"))
+    server_s = max(float(each) for source in sources for each in re.findall(r"\bstatement_timeout_s=(\d+)", source))
+    look_s = DrainConfig().poll_interval_s + session.CONNECT_TIMEOUT_S + server_s + session.CLIENT_WAITS_S
+
+    assert server_s >= 60
+    assert float(unit.one("Service", "WatchdogSec")) * 3 / 4 > look_s
 
 
 @every_daemon

@@ -7,10 +7,9 @@ JSON, because Python's would have other digits.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.conf import settings
@@ -18,11 +17,11 @@ from django.utils import dateformat
 from django.utils.dateparse import parse_datetime
 from django.utils.timezone import localtime
 
-from outboxd import access, choose, diagnosis, errors, inspection, sql, switching
+from outboxd import access, choose, diagnosis, errors, sql, switching
 from outboxd.contrib.django import configuration
-from outboxd.diagnosis_display import name_of
+from outboxd.diagnosis_display import name_of, payload_of
 from outboxd.producer.portal import PORTAL
-from outboxd.query import LOCK_TIMEOUT_S, fetch
+from outboxd.query import as_written, fetch
 
 if TYPE_CHECKING:
     import asyncpg
@@ -140,11 +139,9 @@ async def find_message(connection: asyncpg.Connection, config: Config, name: str
     """Return one message, with its payload."""
     outbox = _choose_outbox(config, name, None, needs_region=False)
     question = diagnosis.messages(config, outbox, message_id=number, limit=1)
-    whole = dataclasses.replace(
-        question, statement=_STATEMENTS["message"], names={**question.names, "messages": question}
-    )
-    for row in _shown(await fetch(connection, whole, "looking at a message")):
-        return row | {key: row[key] and indented(row[key]) for key in ("payload", "headers")}
+    for row in _shown(await fetch(connection, question, "looking at a message")):
+        written = {"payload": payload_of(row), "headers": row["headers"] and as_written(row["headers"])}
+        return row | {name: text and indented(text) for name, text in written.items()}
     raise errors.UsageError(f"message {number} is not in outbox {outbox.name}, or not any more")
 
 
@@ -160,8 +157,7 @@ async def pause(connection: asyncpg.Connection, config: Config, given: dict[str,
     if target is None:
         raise errors.UsageError("what is to be paused?")
     targets = await switching.checked(connection, config, target)
-    async with _hurried(connection):
-        numbers = await switching.add_pauses(connection, config, targets, by)
+    numbers = await switching.add_pauses(connection, config, targets, by)
     return await switching.pauses(connection, config, numbers)
 
 
@@ -174,19 +170,9 @@ async def find_pause(connection: asyncpg.Connection, config: Config, number: int
 
 async def resume(connection: asyncpg.Connection, config: Config, number: int, by: switching.By) -> None:
     """End one pause, or lift it for a while."""
-    async with _hurried(connection):
-        ended = await switching.end_pauses(connection, config, [number], by)
+    ended = await switching.end_pauses(connection, config, [number], by)
     if not ended:
         raise errors.UsageError(f"pause {number} has been ended by somebody else")
-
-
-@contextlib.asynccontextmanager
-async def _hurried(connection: asyncpg.Connection) -> AsyncIterator[None]:
-    """Open a transaction that waits for a lock only as long as questions do: somebody looks at an empty page."""
-    async with connection.transaction():
-        with inspection.translated("beginning a transaction"):
-            await connection.execute(f"SET LOCAL lock_timeout = {int(LOCK_TIMEOUT_S * 1000)}")
-        yield
 
 
 def shard_of(row: Row) -> dict[str, Any]:

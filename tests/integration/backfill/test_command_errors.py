@@ -105,10 +105,10 @@ async def test_every_statement_takes_what_its_header_says(
     await create_members(connection, 5, key=key_type)
     members = model(outbox=outbox.name, **keys)
     walk = await inspect_walk(connection, with_models(members, outboxes=(outbox,)), members)
-    own = sql.Renderer({"schema": sql.quote("outboxd"), "models": "('organizationmember', 1)"}, {})
+    own = sql.Renderer({"schema": sql.quote("outboxd")}, {})
 
     for name, statement in sql.load("backfill_report.sql").items():
-        if name.startswith("targets"):
+        if name.startswith("targets") or name == "watermarks":  # fragments; and a question with its values in it
             continue
         renderer = _renderer(walk) if "{source}" in statement else own
         rendered = renderer.render(statement)

@@ -11,6 +11,7 @@ import redis.asyncio
 
 from outboxd.backfill_report import ROWS_COUNTED_MAX
 from tests import terminal
+from tests.drains import CATEGORIES
 from tests.integration.backfill.commands import (
     MEMBER,
     REGIONS_OPTION,
@@ -219,6 +220,20 @@ class TestStatus:
             ("it's", "0", 1, False),
             ("organizationmember", "11", 1, True),
         ]
+
+    @pytest.mark.parametrize("column", ["outbox", "category"])
+    async def test_the_query_for_psql_knows_what_holds_a_walk_beside_its_own_pauses(
+        self, here: Here, connection: asyncpg.Connection, column: str
+    ) -> None:
+        here.configure(*(MEMBER | {"table": f"t{number:03}"} for number in range(120)))
+        await connection.execute(
+            f"INSERT INTO outboxd.pause (kind, {column}) VALUES ('{column}', $1)",
+            {"outbox": "region", "category": CATEGORIES["MEMBER"].value}[column],
+        )
+
+        rows = await connection.fetch((await here.run("status", "--sql")).stdout)
+
+        assert [row["paused"] for row in rows] == [True] * 120
 
     async def test_the_query_of_watermarks_in_redis_says_where_they_are(self, here: Here) -> None:
         here.configure(redis_url="redis://127.0.0.1:1")

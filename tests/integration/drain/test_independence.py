@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import structlog.testing
 
 import outboxd.branch
+from outboxd.inspection import inspect_table
 from outboxd.migrate import create_statements
 from tests.drains import (
     CONTROL,
@@ -26,6 +28,8 @@ from tests.drains import (
 
 if TYPE_CHECKING:
     import asyncpg
+
+    from outboxd.inspection import Table
 
 BOTH = configure(REGION, CONTROL)
 
@@ -100,6 +104,29 @@ async def test_a_missing_table_does_not_stop_another_outbox_and_is_drained_when_
         await until_empty(connection)
 
     assert of_outbox(seen, "region") == [written]
+
+
+@pytest.mark.parametrize("minutes_pass", [False, True])
+async def test_a_missing_table_is_said_at_once_and_then_once_a_minute(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, minutes_pass: bool
+) -> None:
+    looks = 0
+
+    async def look(*arguments: Any) -> Table:
+        nonlocal looks
+        looks += 1
+        return await inspect_table(*arguments)
+
+    monkeypatch.setattr(outboxd.branch, "LOOK_AGAIN_S", 0.0)
+    monkeypatch.setattr(outboxd.branch, "SAID_EVERY_S", 0.0 if minutes_pass else 60.0)
+    monkeypatch.setattr(outboxd.branch, "inspect_table", look)
+    await connection.execute("DROP TABLE outbox")
+    with structlog.testing.capture_logs() as logs:
+        async with draining(database, Recorder()):
+            await until(lambda: looks >= 10)
+
+    said = [line for line in logs if line["event"] == "outbox.not_ready"]
+    assert len(said) >= 9 if minutes_pass else len(said) == 1
 
 
 async def test_a_table_that_is_dropped_and_made_again_is_drained_again(

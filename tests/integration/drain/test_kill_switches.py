@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 import outboxd.pipeline
+import outboxd.schedule
 from outboxd.config import ScopeConfig
 from tests.drains import (
     CONTROL,
@@ -32,6 +33,7 @@ from tests.drains import (
 if TYPE_CHECKING:
     import asyncpg
 
+    from outboxd import Message
     from outboxd.config import Config
 
 Switch = tuple[str, str]
@@ -215,6 +217,72 @@ async def test_a_failure_does_not_move_messages_of_a_category_that_is_off(
     rows = await connection.fetch("SELECT id FROM outbox WHERE scheduled_for > now()")
     assert [row[0] for row in rows] == [failed]
     assert await remaining(connection) == [off, failed]
+
+
+async def test_due_messages_of_a_category_that_is_off_do_not_wake_a_failing_shard(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    failed = await write(connection, category="TEAM")
+    await drain_once(database, Recorder(failing()))
+    await connection.execute("UPDATE outbox SET scheduled_for = now() + interval '1 hour'")
+    await connection.execute("UPDATE outboxd.failure SET last_failed_at = now() - interval '2 minutes'")
+    waiting = await write(connection, category="MEMBER")
+    off, on = SWITCHES["pause of a category"]
+    await connection.execute(off)
+    seen = Recorder()
+
+    await drain_once(database, seen)
+    ids_while_off = list(seen.ids)
+    await connection.execute(on)
+    await drain_once(database, seen)
+
+    assert ids_while_off == []
+    assert seen.ids == [failed, waiting]
+
+
+async def test_what_has_failed_is_tried_again_beside_due_messages_of_a_category_that_is_off(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxd.schedule, "REST_S_MAX", 0.1)
+    failed = await write(connection, category="TEAM")
+    await drain_once(database, Recorder(failing()))
+    await connection.execute("UPDATE outboxd.failure SET last_failed_at = now() - interval '2 minutes'")
+    await connection.execute("UPDATE outbox SET scheduled_for = now() + interval '1 hour'")
+    off = await write(connection, category="MEMBER")
+    await connection.execute(SWITCHES["pause of a category"][0])
+    seen = Recorder()
+
+    async with draining(database, seen) as pipeline:
+        await until(lambda: pipeline.totals()["claimed"] >= 2)  # what is off leads there, and changes nothing
+        held_back = list(seen.ids)
+        await connection.execute("UPDATE outbox SET scheduled_for = now() WHERE id = $1", failed)
+        await until(lambda: seen.ids)
+
+    assert held_back == []
+    assert seen.ids == [failed]
+    assert await remaining(connection) == [off]
+
+
+async def test_what_fails_slowly_is_tried_again_at_its_time_while_another_category_is_off(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    """A pass finds the shard while its receiver works. Afterwards nothing of it is due, but nothing is off, either."""
+    await connection.execute(SWITCHES["pause of a category"][0])
+    tries: list[int] = []
+
+    async def fail_once(message: Message) -> None:
+        tries.append(message.attempt)
+        if message.attempt == 1:
+            scheduler = pipeline.branches[0].scheduler
+            assert scheduler is not None
+            await until(lambda: any(claim.again for claim in scheduler._held.values()))
+            raise ValueError("not yet")
+
+    async with draining(database, Recorder(fail_once), configure(poll_interval_s=0.1)) as pipeline:
+        await write(connection, category="TEAM")
+        await until_empty(connection)
+
+    assert tries == [1, 2]
 
 
 async def test_a_deep_backlog_of_a_category_that_is_off_does_not_hide_the_others(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import outboxd.settle
-from outboxd.errors import Discard
+from outboxd.errors import Discard, SchemaError
 from tests.drains import (
     Gate,
     Recorder,
@@ -67,6 +67,86 @@ async def test_a_locked_message_does_not_keep_those_of_other_shards_from_being_s
 
 async def _lock_one(blocker: asyncpg.Connection) -> int:
     return int(await blocker.fetchval("SELECT id FROM outbox WHERE shard_identifier = 4 FOR UPDATE"))
+
+
+async def test_deletes_of_a_light_load_share_a_commit_until_somebody_waits_for_one(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxd.settle, "GATHER_S", 3_600)
+    seen = Recorder()
+    async with draining(database, seen) as pipeline:
+        await write(connection, shard=1)
+        await until_empty(connection)  # the first one has nothing to wait for
+
+        gathered = [await write(connection, shard=2), await write(connection, shard=3)]
+        await until(lambda: len(seen.messages) == 3)
+        left = await remaining(connection)
+
+        await write(connection, shard=2)  # its shard is held until what was delivered of it is gone
+        await until_empty(connection)
+        await until(lambda: pipeline.totals()["retired"] == 4)
+        await write(connection, shard=4)
+        await until(lambda: len(seen.messages) == 5)
+
+    assert left == gathered
+    assert await remaining(connection) == []  # a stop waits for nothing
+
+
+@pytest.mark.parametrize(
+    ("count", "shards"), [(outboxd.settle.GATHER_ROWS_MAX, 20), (9, 1)], ids=["much", "a shard that goes on"]
+)
+async def test_much_or_what_a_shard_waits_for_is_deleted_at_once(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch, count: int, shards: int
+) -> None:
+    monkeypatch.setattr(outboxd.settle, "GATHER_S", 3_600)
+
+    async with draining(database, Recorder(), configure(turn_rows_max=3 if shards == 1 else 3_000)):
+        await write(connection)
+        await until_empty(connection)
+        await write_many(connection, count, shards=shards)
+        await until_empty(connection)
+
+
+async def test_what_waits_for_others_is_deleted_before_the_table_is_looked_at_anew(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxd.settle, "GATHER_S", 3_600)
+    seen = Recorder()
+
+    async def broken() -> None:
+        raise SchemaError("the table has changed")
+
+    async with draining(database, seen) as pipeline:
+        await write(connection, shard=1)
+        await until_empty(connection)
+        await write(connection, shard=2)
+        await until(lambda: len(seen.messages) == 2)
+        scheduler = pipeline.branches[0].scheduler
+        assert scheduler is not None
+        monkeypatch.setattr(scheduler.finder, "look", broken)
+        scheduler.wake()
+        await until_empty(connection)
+        await write(connection, shard=3)
+        await until(lambda: len(seen.messages) == 3)
+
+    assert [message.shard_identifier for message in seen.messages] == [1, 2, 3]
+
+
+async def test_a_failure_is_written_at_once(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outboxd.settle, "GATHER_S", 3_600)
+    seen = Recorder(failing())
+
+    async with draining(database, seen):
+        await write(connection, shard=1)
+        await until(lambda: failures(connection))
+        await write(connection, shard=2)
+
+        async def both_failed() -> bool:
+            return len(await failures(connection)) == 2
+
+        await until(both_failed)
 
 
 async def test_a_locked_message_is_settled_later_and_not_delivered_again(

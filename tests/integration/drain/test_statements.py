@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SHORT_NAMES = {"bigint": "int8", "integer": "int4", "smallint": "int2", "character varying": "varchar"}
 KEY_OF_FAILURE = ["text", "int4", "text", "int4", "text"]
+WRITTEN_AS_TEXT = ("int2", "int4", "int8", "uuid")
 
 _PARAMETER = re.compile(r"\$(\d+) ([a-z_0-9]+(?:\[\])?)(?=,|\s)")
 _REST = re.compile(r"\$(\d+) \.\.\.\s+(.*)")
@@ -41,7 +42,7 @@ def declared_parameters(statement: str, shard_types: list[str]) -> dict[int, str
     Tell what a header says about the statement's parameters, by number.
 
     `$3 ...` stands for the sharding columns, or for the key of a failure when its columns are named; for an array of
-    each when the line says so.
+    each, or its text, when the line says so.
     """
     declared: dict[int, str] = {}
     for line in header_of(statement):
@@ -50,7 +51,9 @@ def declared_parameters(statement: str, shard_types: list[str]) -> dict[int, str
             first, words = int(rest[1]), rest[2]
             types = KEY_OF_FAILURE if "region_name" in words else shard_types
             suffix = "[]" if "array" in words else ""
-            declared |= {first + number: type_ + suffix for number, type_ in enumerate(types)}
+            as_text = WRITTEN_AS_TEXT if "array's text" in words else ()
+            typed = ["text" if type_ in as_text else type_ + suffix for type_ in types]
+            declared |= {first + number: type_ for number, type_ in enumerate(typed)}
         elif line.startswith("$"):
             declared |= {int(number): type_ for number, type_ in _PARAMETER.findall(line)}
     return declared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -201,6 +202,45 @@ async def test_stuck_shards_are_those_that_have_failed(trouble: Trouble) -> None
     assert "USER_SCOPE 21 in eu, object 231: tests.trouble_receivers.replicate raised ConnectionError" in text
 
 
+async def test_of_a_stuck_shard_what_holds_it_is_shown(trouble: Trouble) -> None:
+    for arguments in (
+        ["--scope", "0", "--shard", str(FAILING), "--reason", "x", "--author", "ada", "--expires", "2h"],
+        ["--category", "SKIPPING", "--author", "ada"],
+        ["--scope", "1", "--shard", str(EU_FAILING), "--region", "us"],
+    ):
+        assert (await run("pause", *arguments, config=trouble.file)).returncode == 0
+
+    found = by_shard(await told(trouble, "shards", "--stuck"))
+    text = await shown(trouble, "shards", "--stuck")
+
+    assert {key: row["paused"] for key, row in found.items() if row["paused"]} == {
+        (ORGANIZATION, FAILING, None): "shard paused by ada: x",
+        (ORGANIZATION, SKIPPING, None): "category SKIPPING paused by ada",
+    }
+    assert found[ORGANIZATION, FAILING, None]["paused_until"] is not None
+    assert found[ORGANIZATION, SKIPPING, None]["paused_until"] is None
+    assert re.search(rf"ORGANIZATION_SCOPE {FAILING} .* paused for (2 h|1 h 59 min) ", text)
+    assert f"ORGANIZATION_SCOPE {FAILING}, object 31: shard paused by ada: x; tests.trouble_receivers" in text
+    assert "switched off now:\n" in text
+    await trouble.connection.execute("DELETE FROM outboxd.failure")
+    assert "switched off now:\n" in await shown(trouble, "shards", "--stuck")
+
+
+async def test_where_pauses_add_up_the_last_end_is_shown(trouble: Trouble) -> None:
+    shard = ["--scope", "0", "--shard", str(FAILING)]
+    for arguments in (["--outbox", "region", "--expires", "1h"], shard, [*shard, "--expires", "2h"]):
+        assert (await run("pause", *arguments, "--author", "ada", config=trouble.file)).returncode == 0
+
+    deepest = by_shard(await told(trouble, "shards", "--limit", "100"))
+    stuck = by_shard(await told(trouble, "shards", "--stuck"))
+
+    assert deepest[ORGANIZATION, FAILING, None]["until"] is None
+    assert deepest[ORGANIZATION, FAILING, None]["because"].startswith("shard paused by ada; attempt 3")
+    assert deepest[ORGANIZATION, HEALTHY, None]["because"] == "outbox paused by ada"
+    assert deepest[ORGANIZATION, HEALTHY, None]["until"] is not None
+    assert stuck[ORGANIZATION, FAILING, None]["paused_until"] is None
+
+
 async def test_of_a_shard_with_several_failing_objects_the_worst_is_named(trouble: Trouble) -> None:
     connection = trouble.connection
     message = await write(connection, shard=SKIPPING, obj=45, category="SKIPPING")
@@ -245,6 +285,28 @@ async def test_huge_payloads_are_cut_for_people_and_left_out_of_documents(troubl
     assert max(map(len, text.splitlines())) <= 100
     assert "\x1b" not in text
     assert text.count(" bytes)") == 2
+
+
+async def test_payloads_that_python_cannot_read_are_shown_as_they_are(trouble: Trouble) -> None:
+    payloads = [
+        "null",
+        "9" * 5_000,
+        "[" * 3_000 + "]" * 3_000,
+        '{"n": 1.50, "exact": 0.1000000000000000055511151231257827}',
+    ]
+    for payload in payloads:
+        await trouble.connection.execute(
+            "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier, payload)"
+            " VALUES (0, 70, 1, 70, $1)",
+            payload,
+        )
+
+    for arguments in (("inspect", "0", "70"), ("object", "MEMBER", "70", "--outbox", "region")):
+        document = (await run(*arguments, "--json", config=trouble.file)).stdout
+        text = await shown(trouble, *arguments)
+        for payload in payloads:
+            assert re.sub(r"\s", "", payload) in re.sub(r"\s", "", document)
+            assert f" {payload[:39]}" in text
 
 
 async def test_depth_and_object_take_names_and_numbers(trouble: Trouble) -> None:

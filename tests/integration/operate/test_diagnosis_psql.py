@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from outboxd.claims import SHARD_CLASS, WORKER_CLASS
 from outboxd.sql import quote
 from tests.drains import write
 from tests.processes import run
@@ -74,11 +75,19 @@ async def test_every_command_says_what_psql_says(trouble: Trouble) -> None:
 
 
 async def test_all_numbers_have_their_names_in_comments(trouble: Trouble) -> None:
-    for arguments in (["shards"], ["shards", "--stuck"], ["inspect", "0", "1"], ["depth", "1"], ["object", "1", "1"]):
+    lines = ["shards", "shards --stuck", "inspect 0 1", "inspect 9 1", "depth 1", "depth 999", "object 999 1"]
+    lines += ["explain 0 1", "explain 9 1", "doctor", "pause --list", "dead-letters list", "dead-letters show 1"]
+    for arguments in map(str.split, lines):
         printed = (await run(*arguments, "--sql", config=trouble.file, env=AWAY)).stdout
         comments = [line for line in printed.splitlines() if line.startswith("-- ")]
 
-        assert any("shard_scope 0 = ORGANIZATION_SCOPE; category 1 = MEMBER" in line for line in comments), arguments
+        for named in (
+            "shard_scope 0 = ORGANIZATION_SCOPE; category 1 = MEMBER",
+            "shard_scope 1 = USER_SCOPE; category 6 =",
+        ):
+            assert any(named in line for line in comments), arguments
+        classes = {number for number in map(str, (SHARD_CLASS, WORKER_CLASS)) if number in printed}
+        assert all(any(f"{number} = a" in line for line in comments) for number in classes), arguments
 
 
 async def test_what_is_printed_can_be_pasted_as_it_is(trouble: Trouble) -> None:

@@ -290,6 +290,35 @@ class TestQuery:
         assert list(row) == list(facts)
         assert row | {"asked_at": None} == facts | {"asked_at": None}
 
+    @pytest.mark.parametrize("command", ["explain", "inspect"])
+    async def test_the_type_of_the_table_is_left_to_psql(
+        self, connection: asyncpg.Connection, database: str, tmp_path: Path, command: str
+    ) -> None:
+        """An adopted table may have another type than key_type says; `check` warns of that, and all commands work."""
+        shard = uuid.UUID("0e5b2a0c-6a0b-4d43-9e9a-0a6f8d1f5c11")
+        file = tmp_path / "outboxd.toml"
+        file.write_text(
+            f'dsn = "{database}"\n[scopes.TENANT]\nvalue = 0\n[categories.MEMBER]\nvalue = 1\nscope = "TENANT"\n'
+            '[[outbox]]\nname = "uuid"\ntable = "uuid_outbox"\n'
+        )
+        await write(connection, shard=shard, obj=shard, table="uuid_outbox")
+
+        printed = await run(command, "TENANT", str(shard), "--sql", config=file)
+        told = json.loads((await run(command, "TENANT", str(shard), "--json", config=file)).stdout)
+
+        assert printed.returncode == 0
+        assert printed.stderr.startswith("note: the shard identifier must be an integer (bigint), got '0e5b")
+        [row] = await rows_of(database, printed.stdout)
+        facts = told["facts"] if command == "explain" else told[0]
+        assert row | {"asked_at": None} == facts | {"asked_at": None}
+
+    async def test_another_spelling_of_a_number_is_the_same_shard(self, trouble: Trouble) -> None:
+        printed = await run("explain", "0", f"00{FAILING}", "--sql", config=trouble.file)
+
+        [row] = await rows_of(trouble.dsn, printed.stdout)
+
+        assert (printed.stderr, row["shard"], len(row["failures"])) == ("", str(FAILING), 1)
+
 
 class TestPrivileges:
     async def test_a_reader_is_enough(self, trouble: Trouble) -> None:

@@ -124,3 +124,25 @@ async def test_whoever_has_written_and_not_committed_is_named_and_gauged(
     assert holder["xid_age"] == gauges.transactions >= XIDS
     assert gauges.seconds > holder["age_s"] - 0.1
     assert await named(admin) == []
+
+
+async def test_whoever_holds_it_back_furthest_is_named_before_those_who_began_earlier(
+    server: str, admin: asyncpg.Connection
+) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        early = [await stack.enter_async_context(connected(server)) for _ in range(5)]
+        for other in early:
+            await stack.enter_async_context(other.transaction())
+            await other.execute("SELECT 1")
+        late = await stack.enter_async_context(connected(server))
+        await stack.enter_async_context(late.transaction())
+        await write(late, shard=9)
+        await spend_transactions(admin)
+        for other in early:
+            await other.execute("SELECT pg_current_xact_id()")
+
+        named_first = (await named(admin))[0]
+        assert (named_first["pid"], named_first["xid_age"]) == (
+            late.get_server_pid(),
+            (await gauged(server)).transactions,
+        )

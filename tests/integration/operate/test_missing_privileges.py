@@ -102,6 +102,34 @@ async def test_a_daemon_that_waits_for_a_privilege_names_it(walked: Trouble, gra
         await daemon.wait_for_event("daemon.ready")
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["--once", "shards", "inspect 0 3", "retry ORGANIZATION_SCOPE 3", "retry --all-stuck --yes",
+     "bury 1 --outbox region --reason told", "enqueue MEMBER --shard 1 --object 14 --outbox region"],
+)  # fmt: skip
+async def test_a_schema_that_hides_the_table_is_named(walked: Trouble, line: str) -> None:
+    """A table without a schema in its name is not there for who may not use the schema on the search_path."""
+    await walked.connection.execute("REVOKE USAGE ON SCHEMA public FROM public")
+    async with granted(walked, USAGE, ALL) as (name, dsn):
+        done = await run(*line.split(), config=walked.file, env={"OUTBOX_DSN": dsn})
+        assert done.returncode == 78
+        assert f"GRANT USAGE ON SCHEMA public TO {name};" in grants_in(done.stderr, name)
+        for grant in grants_in(done.stderr, name):
+            await walked.connection.execute(grant)
+        done = await run(*line.split(), config=walked.file, env={"OUTBOX_DSN": dsn})
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+async def test_a_daemon_that_waits_for_a_hidden_table_names_its_schema(walked: Trouble) -> None:
+    await walked.connection.execute("REVOKE USAGE ON SCHEMA public FROM public")
+    async with granted(walked, USAGE, ALL) as (name, dsn), daemon_of(walked, dsn) as daemon:
+        waiting = await daemon.wait_for_event("outbox.not_ready")
+        assert f"GRANT USAGE ON SCHEMA public TO {name};" in waiting["hint"]
+        for grant in grants_in(waiting["hint"], name):
+            await walked.connection.execute(grant)
+        await daemon.wait_for_event("daemon.ready")
+
+
 REVOKED = [
     ("REVOKE INSERT, UPDATE, DELETE ON outboxd.failure FROM {0}", "ON ALL TABLES IN SCHEMA outboxd TO"),
     ("REVOKE ALL ON outboxd.dead_letter FROM {0}", "ON ALL TABLES IN SCHEMA outboxd TO"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -129,7 +130,21 @@ async def test_an_option_that_ends_before_it_would_come_back_does_not_come_back(
     assert later.stdout == f"{OUTBOXES} is unset; it comes back after 1h\n"
 
 
-LISTS = ['["TEAM"]', "[]", '["region"]', '["x"]', "[1]", "[1.0]", "[1.5]", "[null]", "[[1]]", "[true]", "[1e400]"]
+LISTS = [
+    '["TEAM"]',
+    "[]",
+    '["region"]',
+    '["x"]',
+    "[1]",
+    "[1.0]",
+    "[1.5]",
+    "[null]",
+    "[[1]]",
+    "[true]",
+    "[1e400]",
+    "[1, 1e5000]",
+]
+LISTS += [f"[{'9' * 5_000}]", f"[1, {'[' * 2_000}{']' * 2_000}]"]
 OTHERS = ['["TEAM", 1]', "{}", "null", '"1"', "0", "3", "-1", "1.5", "true", "1e2"]
 
 
@@ -172,6 +187,7 @@ REFUSED: dict[str, tuple[tuple[str, ...], str]] = {
     "no JSON": (("set", OUTBOXES, "[region]"), "the value is not JSON: expecting value (line 1, column 2)"),
     "no list": (("set", OUTBOXES, '"region"'), f'{OUTBOXES}: expected a list of names of outboxes, got "region"'),
     "unknown name": (("set", OUTBOXES, '["regoin"]'), 'got "regoin", did you mean region?'),
+    "number of many digits": (("set", CATEGORIES, f"[{'9' * 5_000}]"), "names of categories, got 99999"),
     "unknown number": (("set", CATEGORIES, "[77]"), "expected a list of names of categories, got 77"),
     "no version": (("set", VERSION, '"1"'), f'{VERSION}: expected a whole number, 0 or more, got "1"\n'),
     "no shard": (("set", SHARDS, '["x"]'), f"{SHARDS}: expected identifiers of type bigint or uuid, got 'x'"),
@@ -197,6 +213,34 @@ async def test_what_is_not_set_is_said_with_exit_code_1(here: Here) -> None:
     assert await here.refused("options", "unset", OUTBOXES, code=1) == f"{OUTBOXES} is not set\n"
     assert (await here.json("options", "get", OUTBOXES, code=1))["state"] == "not set"
     assert (await here.run("options", "list")).stdout == "no option is set\n"
+
+
+@pytest.mark.parametrize("strange", ["9" * 5_000, "1e5000", "[" * 2_000 + "]" * 2_000], ids=["digits", "large", "deep"])
+async def test_a_value_that_python_cannot_read_is_shown_and_replaced(
+    here: Here, connection: asyncpg.Connection, strange: str
+) -> None:
+    await connection.execute("INSERT INTO outboxd.option (key, value) VALUES ($1, $2)", SHARDS, f"[6, {strange}]")
+    value = await connection.fetchval("SELECT value::text FROM outboxd.option")
+
+    for arguments in (("get", SHARDS), ("list",), ("list", "--json"), ("get", SHARDS, "--json")):
+        shown = (await here.run("options", *arguments)).stdout
+        assert re.sub(r"\s", "", value) in re.sub(r"\s", "", shown)
+    explained = await here.run("explain", "0", "6", "--outbox", "region")
+    assert ("options set" in explained.stdout) is (not strange.startswith("["))
+    await here.run("doctor", code=1)
+    assert await here.run("options", "set", SHARDS, "[6]")
+
+
+async def test_a_list_that_is_cut_says_so(here: Here, connection: asyncpg.Connection) -> None:
+    await connection.execute(
+        "INSERT INTO outboxd.option (key, value) SELECT n::text, '[]' FROM generate_series(1, 1001) AS n"
+    )
+    await connection.execute(
+        "INSERT INTO outboxd.pause (kind, category) SELECT 'category', 1 FROM generate_series(1, 1001)"
+    )
+    lists = [("options", "list"), ("options", "list", "--all"), ("pause", "--list")]
+    for arguments in [*lists, *((*each, "--json") for each in lists)]:
+        assert (await here.run(*arguments)).stderr == "note: only the first 1,000 are shown\n", arguments
 
 
 async def test_an_unknown_key_that_is_set_can_be_shown_and_unset(here: Here, connection: asyncpg.Connection) -> None:

@@ -8,12 +8,14 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
+import msgspec
 import pytest
 import structlog.testing
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from outboxd import Discard, budget, sampler, session
+from outboxd.config import BackfillConfig
 from outboxd.metrics import Collector
 from outboxd.options import Switches
 from outboxd.sampler import Sample, Sampler
@@ -207,6 +209,22 @@ async def test_lag_is_the_age_of_what_is_neither_paused_nor_failing(
         assert (await sample(made)).lag_s == pytest.approx(50, abs=10)
 
 
+async def test_lag_does_not_depend_on_what_backfills_may_write(database: str, connection: asyncpg.Connection) -> None:
+    """The oldest is neither the first that a count meets, by shard, nor among the first rows of the table."""
+    await write_many(connection, budget.FIRST_ROWS + 10, shards=1)
+    await write(connection, shard=999)
+    await connection.execute(
+        "UPDATE outbox SET date_added = now() - interval '1 hour' WHERE id = (SELECT max(id) FROM outbox)"
+    )
+    config = msgspec.structs.replace(configure(), backfill=BackfillConfig(backfills_per_minute=0))
+    gate = asyncio.Event()
+    async with sampled(database, Recorder(lambda _: gate.wait()), config) as (_, made):
+        taken = await sample(made)
+        gate.set()
+
+    assert 3_600 <= taken.lag_s < 3_660
+
+
 async def test_a_locked_table_keeps_its_old_sample_which_ages_and_the_others_are_renewed(
     database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +246,7 @@ async def test_a_locked_table_keeps_its_old_sample_which_ages_and_the_others_are
             assert made.samples["region"].taken_at > before["region"].taken_at
 
     said = [line for line in logs if line["event"] == "metrics.not_sampled"]
-    assert [line["outbox"] for line in said] == ["region"]
+    assert [(line["outbox"], "lock timeout" in line["error"]) for line in said] == [("region", True)]
     age = ("outboxd_sample_age_seconds", "region")
     assert second[age] > first[age] > first["outboxd_sample_age_seconds", "control"]
     assert first["schedule_batch_total_outbox_count", "region"] == 1
@@ -308,6 +326,20 @@ async def test_a_role_that_may_not_see_other_sessions_has_no_horizon_and_all_the
         await connection.execute(f"GRANT pg_read_all_stats TO {urlsplit(plain_role).username}")
         await made.measure()
         assert {name for name, _ in exposed(pipeline, made)} >= HORIZON
+
+
+async def test_a_privilege_that_is_missing_is_said_with_its_grant(
+    plain_role: str, connection: asyncpg.Connection
+) -> None:
+    role = urlsplit(plain_role).username
+    async with sampled(plain_role) as (_, made):
+        await connection.execute(f"REVOKE SELECT ON outbox FROM {role}")
+        with structlog.testing.capture_logs() as logs:
+            await made.measure()
+
+    [said] = [line for line in logs if line["event"] == "metrics.not_sampled"]
+    assert "permission denied" in said["error"]
+    assert said["hint"].endswith(f"GRANT SELECT ON public.outbox TO {role};")
 
 
 async def test_it_measures_by_itself_and_leaves_no_session_behind(

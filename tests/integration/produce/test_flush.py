@@ -507,17 +507,23 @@ async def test_a_receiver_that_cancels_itself_has_failed(database: str, connecti
 
 
 async def test_a_connection_that_dies_in_mid_flush(
-    database: str, connection: asyncpg.Connection, other: asyncpg.Connection
+    database: str, connection: asyncpg.Connection, other: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    opened: list[asyncpg.Connection] = []
+    connect = session.connect
+
+    async def noted(dsn: str, *, name: str, **more: Any) -> asyncpg.Connection:
+        made = await connect(dsn, name=name, **more)
+        opened.extend([made] if "flush" in name else [])
+        return made
+
     async def receive(message: Message) -> None:
         if message.object_identifier == 1:
             for pid in await outboxd_backends(other, "flush"):
                 await other.execute("SELECT pg_terminate_backend($1)", pid)
-            await until(lambda: gone())
+            await until(lambda: opened and all(each.is_closed() for each in opened))  # and we have seen it
 
-    async def gone() -> bool:
-        return not await outboxd_backends(other, "flush")
-
+    monkeypatch.setattr(session, "connect", noted)
     await write(connection, obj=1)
     seen = Recorder(receive)
     async with producing(database, seen) as producer:
