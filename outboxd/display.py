@@ -23,8 +23,9 @@ PROSE_COLUMNS_MIN = 20
 GAP = 2
 
 _PART = re.compile(r"\s?\S+?(?:[./](?=[^\W\d_])|(?=\s|$))")
-_WORD = re.compile(r"(\s*)(\S+)")
-_TO_COPY = re.compile(r"\s*(?:->|GRANT |ALTER |CREATE )|.*: outboxd ")
+_WORD = re.compile(r"(\s*)(`[^`]*`\S*|\S+)")
+_COMMAND = "(?:outboxd|ALTER|COMMIT|CREATE|GRANT|REINDEX|ROLLBACK|SELECT|VACUUM) "
+_TO_COPY = re.compile(rf"\s*(?:-> {_COMMAND}|GRANT |ALTER |CREATE )|.*: {_COMMAND}")
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -111,7 +112,8 @@ def _folded(text: str, width: int, *, more: int = 0) -> list[str]:
     """Return lines that are no wider, folded between words where that can be; the first may be so much wider."""
     lines = [""]
     for space, word in _WORD.findall(text):
-        for number, part in enumerate([word] if _width(word) <= width else _pieces(word, width)):
+        is_whole = _width(word) <= width or word.startswith("`")  # what is quoted is to be copied
+        for number, part in enumerate([word] if is_whole else _pieces(word, width)):
             longer = lines[-1] + (part if number else space + part)
             if _width(longer) <= width + more * (len(lines) == 1):
                 lines[-1] = longer
@@ -163,8 +165,8 @@ def show_lines(lines: Iterable[str], *, hang: int = 4, err: bool = False) -> Non
     """
     Print lines of text; on a terminal long ones are folded to its width, elsewhere nothing is.
 
-    What is to be copied is never folded by us: a command must come out of the terminal in one piece. It stands after
-    `->`, or after a colon, or is SQL.
+    What is to be copied is never folded by us: a command must come out of the terminal in one piece. It stands between
+    backticks, or makes the line: after `->` or after a colon, or it is SQL.
 
     Args:
         lines: Without line breaks.

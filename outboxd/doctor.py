@@ -208,7 +208,9 @@ class _Examination:
             return
         try:
             doing = f"checking {name}{f' of outbox {key}' if key else ''}"
-            self.rows[name, key] = await query.fetch(self.connection, question, doing, timeout_s=CHECK_S_MAX)
+            self.rows[name, key] = await query.fetch(
+                self.connection, question, doing, outbox=outbox, timeout_s=CHECK_S_MAX
+            )
         except errors.OutboxdError as exc:
             # What only takes too long says nothing of the system.
             level: Level = "warning" if isinstance(exc, errors.StatementFailed) else "error"

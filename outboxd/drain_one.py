@@ -25,11 +25,14 @@ from outboxd.stopping import Stopper
 from outboxd.switching import Target as Switchable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
     from outboxd.inspection import Table
     from outboxd.model import ShardKey
+    from outboxd.options import Switches
     from outboxd.registry import Registry
 
 
@@ -145,9 +148,9 @@ async def drain_one(loaded: Loaded, registry: Registry, asked: Asked) -> Result:
         failed=totals["failures"],
         buried=totals["buried"],
         remaining=remaining,
-        categories_off=_categories_off(pipeline, left),
+        categories_off=_named(pipeline.config, pipeline.live.switches.categories & left),
         failures=failures,
-        stopped=stop.reason() if remaining else None,
+        stopped=stop.reason(target, left) if remaining else None,
         unreadable=bool(branch.bounded and branch.bounded.failed and not totals["failures"]),
         seconds=round(time.monotonic() - started_at, 3),
     )
@@ -166,6 +169,12 @@ class _Target(msgspec.Struct, frozen=True):
     def stuck(self) -> acts.Stuck:
         return acts.Stuck(self.asked.outbox, self.table, self.shard)
 
+    def is_off(self, switches: Switches) -> bool:
+        """Whether the shard or its outbox is switched off."""
+        asked = self.asked
+        is_off = switches.shard_off(asked.scope, str(self.identifier), asked.region)
+        return is_off or asked.outbox.name in switches.outboxes
+
 
 async def _find(connection: asyncpg.Connection, config: Config, asked: Asked) -> _Target:
     table = await inspection.inspect_table(connection, asked.outbox)
@@ -179,11 +188,8 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
     await acts.make_due(connection, pipeline.config, [target.stuck])
-    async with acts.transaction(connection, "counting the messages of a shard"):
-        depth = await acts.count_shard(connection, pipeline.config, target.table, target.shard)
     await pipeline.refresh()  # all of that may have waited, and somebody has paused the shard meanwhile
-    await _refuse_switched_off(connection, pipeline, target)
-    return depth
+    return await _refuse_switched_off(connection, pipeline, target)
 
 
 class _Stop:
@@ -192,11 +198,13 @@ class _Stop:
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._rows_max = 0
+        self._off: frozenset[int] = frozenset()
         self.stopper = Stopper(pipeline, expected=True)
 
     def watch(self, depth: int) -> None:
         """Look from now on, at a shard that has so many messages."""
         self._rows_max = DRAINS_MAX * max(depth, self._pipeline.live.drain.turn_rows_max)
+        self._off = self._pipeline.live.switches.categories
         self._pipeline.live.on_progress = self._look
 
     def _look(self) -> None:
@@ -207,14 +215,15 @@ class _Stop:
         totals = self._pipeline.totals()
         return totals["retired"] + totals["buried"] >= self._rows_max
 
-    def reason(self) -> str | None:
-        """Tell why it ended before its time, if it did."""
-        branch = self._pipeline.branches[0]
+    def reason(self, target: _Target, left: set[int]) -> str | None:
+        """Tell why it ended before its time, if it did; *left*: categories of what is left in the shard."""
+        branch, switches = self._pipeline.branches[0], self._pipeline.live.switches
+        is_off_since = target.is_off(switches) or bool((switches.categories - self._off) & left)
         reasons = {
             "hard stop": self._pipeline.live.stopping_hard,
             "signal": self.stopper.stopping.is_set(),
             "endless": bool(branch.bounded and branch.bounded.exhausted) or self._is_endless(),
-            "switched off": bool(branch.bounded and branch.bounded.skipped),
+            "switched off": bool(branch.bounded and branch.bounded.skipped) and is_off_since,
             "lost": branch.claimed.lost > 0,
         }
         return next((reason for reason, is_so in reasons.items() if is_so), None)
@@ -248,22 +257,31 @@ async def _hold(connection: asyncpg.Connection, pipeline: Pipeline, target: _Tar
         await asyncio.sleep(acts.TRY_EVERY_S)
 
 
-async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> None:
-    asked, switches = target.asked, pipeline.live.switches
-    name, identifier = asked.outbox.name, str(target.identifier)
-    if name not in switches.outboxes and not switches.shard_off(asked.scope, identifier, asked.region):
-        return
-    covering = (
-        Switchable(kind="outbox", outbox=name),
-        Switchable(kind="shard", shard_scope=asked.scope, shard_identifier=identifier, region_name=asked.region),
-    )
-    question = switching.switched_off_query(pipeline.config, rows_max=switching.ROWS_READ_MAX)
+async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> int:
+    """Return how many messages the shard has, when something of it may be delivered."""
+    asked, config = target.asked, pipeline.config
+    async with acts.transaction(connection, "counting the messages of a shard"):
+        depth = await acts.count_shard(connection, config, target.table, target.shard)
+    there = (await acts.find_categories(connection, config, [target.stuck], CATEGORY_ROWS_MAX))[0]
+    is_all_seen = 0 < depth <= CATEGORY_ROWS_MAX
+    are_off = is_all_seen and there <= pipeline.live.switches.categories
+    if not target.is_off(pipeline.live.switches) and not are_off:
+        return depth
+    shard: dict[str, Any] = {
+        "shard_scope": asked.scope,
+        "shard_identifier": str(target.identifier),
+        "region_name": asked.region,
+    }
+    covering = [Switchable(kind="outbox", outbox=asked.outbox.name), Switchable(kind="shard", **shard)]
+    covering += [Switchable(kind="category", category=category) for category in there if are_off]
+    question = switching.switched_off_query(config, rows_max=switching.ROWS_READ_MAX)
     rows = await query.fetch(connection, question, "looking what switches the shard off")
     found = [row for row in rows if row["in_force"] and any(each.overlaps(row) for each in covering)]
     lines = [f"{switching.subject(row)}: {switching.origin(row)}" for row in found]
     ends = dict.fromkeys(_remedy(row) for row in found)
+    what = "the shard" if target.is_off(pipeline.live.switches) else "all that is in the shard"
     raise errors.ActRefused(
-        "\n  - ".join(["the shard is switched off; nothing was delivered", *lines]),
+        "\n  - ".join([f"{what} is switched off; nothing was delivered", *lines]),
         hint=f"To end that: {', '.join(ends)}." if ends else "",
     )
 
@@ -272,10 +290,9 @@ def _remedy(row: switching.Row) -> str:
     return f"`outboxd resume {row['id']}`" if row["id"] is not None else f"`outboxd options set {row['option']} …`"
 
 
-def _categories_off(pipeline: Pipeline, left: set[int]) -> list[str]:
-    off = pipeline.live.switches.categories & left
-    names = {category.value: name for name, category in pipeline.config.categories.items()}
-    return [names.get(number, str(number)) for number in sorted(off)]
+def _named(config: Config, categories: Iterable[int]) -> list[str]:
+    names = {category.value: name for name, category in config.categories.items()}
+    return [names.get(number, str(number)) for number in sorted(categories)]
 
 
 async def _failures(pipeline: Pipeline, shard: ShardKey) -> list[StillFailing]:

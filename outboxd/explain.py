@@ -15,7 +15,8 @@ from outboxd.claims import SHARD_CLASS, WORKER_CLASS
 from outboxd.inspection import inspect_table
 from outboxd.option_keys import canonical_sql
 from outboxd.query import Query
-from outboxd.reasons import Known, KnownCategory, Reason, reasons, summary
+from outboxd.reasons import Reason, reasons
+from outboxd.shard_case import Known, KnownCategory, summary
 from outboxd.shard_facts import Facts
 from outboxd.switching import parsed, switches
 
@@ -39,7 +40,8 @@ _ABOUT = """\
 Why does shard {shard} of {scope} in outbox {outbox} not move? One row: read it with \\x on.
 messages and due are counted up to {most}; is_at_least says that there are more.
 failures: what failed in it; next_attempt_at is when it is tried again. switches: pauses and options that cover it.
-claimed_by: who drains it now. daemons: who could; without backend_pid it is dead. transactions: who has written to the
+claimed_by: who drains it now. daemons: who could; without backend_pid it is dead. quiet_s: since its claim session
+did anything; empty where this role may not see it. transactions: who has written to the
 table and not committed; without since it is another role's, which only members of pg_read_all_stats see."""
 
 

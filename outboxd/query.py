@@ -94,10 +94,22 @@ class Query:
 
 
 async def fetch(
-    connection: asyncpg.Connection, query: Query, doing: str, *, timeout_s: float | None = None
+    connection: asyncpg.Connection,
+    query: Query,
+    doing: str,
+    *,
+    outbox: OutboxConfig | None = None,
+    timeout_s: float | None = None,
 ) -> list[dict[str, Any]]:
     """
-    Ask, in a transaction that cannot write, for *timeout_s* at most; None is `TIMEOUT_S`.
+    Ask, in a transaction that cannot write.
+
+    Args:
+        connection: Not in a transaction.
+        query: The question.
+        doing: What is done by that, for the error.
+        outbox: The only one that it is about: where its table is not there, the error says how it is named.
+        timeout_s: How long that may take; None is `TIMEOUT_S`.
 
     Returns:
         The rows as JSON has them, columns in order: times as ISO 8601 in UTC. Columns of `query.unparsed` are the
@@ -126,6 +138,10 @@ async def fetch(
             exc.hint = f"One question may take {limit_s:g} s. In psql, what --sql prints may take as long as you like."
         if exc.sqlstate == _LOCKED and not exc.hint:
             exc.hint = "Somebody has locked the table: `outboxd doctor` names who."
+        raise
+    except errors.SchemaError as exc:
+        if outbox is not None and await inspection.read_relation(connection, outbox.table) is None:
+            raise inspection.missing_table(outbox) from exc
         raise
     return [_read(row[0], query.unparsed) if query.unparsed else json.loads(row[0]) for row in rows]
 

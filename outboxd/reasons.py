@@ -7,47 +7,28 @@ which somebody would have to mend things: a shard that is paused gains nothing f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from outboxd.command_line import lifting, line
-from outboxd.display import counted, duration, moment
+from outboxd.display import counted, duration
 from outboxd.model import DIED_ERROR
-from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction  # noqa: TC001  msgspec reads them
+from outboxd.shard_case import Case, failure_lines, moment_of, object_of, some, waiting
+from outboxd.shard_facts import QUIET_REMEDY
 from outboxd.sql import literal
 
+if TYPE_CHECKING:
+    from outboxd.shard_case import Known
+    from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction
+
 Code = Literal[
-    "draining", "uncommitted", "empty", "paused", "no_daemon", "unknown_category", "no_receiver", "behind", "backoff",
-    "not_due", "due",
+    "draining", "uncommitted", "empty", "paused", "no_daemon", "hanging", "unknown_category", "no_receiver", "behind",
+    "backoff", "failed", "not_due", "due",
 ]  # fmt: skip
-ERROR_SHOWN_MAX = 300
 OPEN_S_MAX = 10.0
 FORGOTTEN_S = 300.0
-
-
-class KnownCategory(msgspec.Struct, frozen=True):
-    """A category of the configuration; `blocks`: a failure holds up the whole shard."""
-
-    name: str
-    blocks: bool = True
-    is_received: bool = True
-
-
-class Known(msgspec.Struct, frozen=True, kw_only=True):
-    """
-    What the configuration says.
-
-    Attributes:
-        receivers_error: Why the receivers could not be looked at; then every category counts as received.
-    """
-
-    categories: dict[int, KnownCategory]
-    discards_unhandled: bool = False
-    retry_on_new_message_s: float = 60.0
-    receivers_error: str = ""
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -58,49 +39,6 @@ class Reason(msgspec.Struct, frozen=True):
     details: list[str] = []
     remedy: list[str] = []
     blocks: bool = True
-
-
-class Case(msgspec.Struct, frozen=True):
-    """What every rule looks at."""
-
-    facts: Facts
-    known: Known
-
-    def command(self, verb: str) -> str:
-        """Write a command about this shard."""
-        facts = self.facts
-        return line(verb, facts.scope, facts.shard, outbox=facts.outbox, region=facts.region)
-
-    def failing(self) -> list[Failure]:
-        """Return the failures whose next try has not come, without a delivery under way that was counted ahead."""
-        is_claimed = self.facts.claimed_by is not None
-        return [f for f in self.facts.awaited() if not (is_claimed and f.last_error == DIED_ERROR and f.attempts == 1)]
-
-    def blocking(self) -> Failure | None:
-        """Return the failure that holds up the whole shard, if any."""
-        return next((f for f in self.failing() if self._blocks(f)), None)
-
-    def off(self) -> set[int | None]:
-        """Return the categories that are switched off."""
-        return {switch.category for switch in self.facts.switches if switch.covers == "category"}
-
-    def due(self) -> int:
-        """Count what is due and may be delivered: nothing of a category that is off, nor about a held object."""
-        facts, off = self.facts, self.off()
-        paused = sum(count.due for count in facts.categories if count.category in off)
-        free = [f for f in self.failing() if not self._blocks(f) and f.category not in off]
-        return facts.due - paused - sum(f.due for f in free if self.held_s(f) > 0)
-
-    def held_s(self, failing: Failure) -> float:
-        """Tell for how many seconds a new message does not have it tried again; after a death none does."""
-        until_next = self.facts.seconds_until(failing.next_attempt_at)
-        if failing.last_error == DIED_ERROR:
-            return until_next
-        return min(until_next, self.known.retry_on_new_message_s + self.facts.seconds_until(failing.last_failed_at))
-
-    def _blocks(self, failing: Failure) -> bool:
-        default = KnownCategory("")  # an unknown category blocks
-        return self.known.categories.get(failing.category, default).blocks
 
 
 def reasons(facts: Facts, known: Known) -> list[Reason]:
@@ -123,9 +61,12 @@ def _draining(case: Case) -> Iterable[Reason]:
         details = []
     else:
         who = f"the {'daemon' if holder.is_daemon else '`outboxd drain`'} with pid {holder.pid} on {holder.host}"
-        details = [f"running since {_at(case.facts, holder.started_at)}, version {holder.version}"]
+        details = [f"running since {moment_of(case.facts, holder.started_at)}, version {holder.version}"]
         details.append(f"its claim session is backend {holder.backend_pid}")
     remedy = ["Wait for the delivery; one that hangs ends after receiver_timeout_s.", case.command("explain")]
+    if holder.is_quiet:
+        details.append(_quiet(holder.quiet_s))
+        remedy = [QUIET_REMEDY]
     yield Reason("draining", f"it is being drained now, by {who}", details, remedy)
 
 
@@ -201,7 +142,7 @@ def _paused(case: Case) -> Iterable[Reason]:
     blocks = facts.messages > 0 and (whole or not left)
     first, *_ = sorted(facts.switches, key=lambda switch: switch.covers == "category")
     messages = sum(count.messages for count in facts.categories if count.category in off)
-    part = "" if whole or blocks else f" ({_some(facts, messages)} of {_some(facts, facts.messages)})"
+    part = "" if whole or blocks else f" ({some(facts, messages)} of {some(facts, facts.messages)})"
     details = [_switch(facts, switch) for switch in facts.switches]
     commands = list(dict.fromkeys(_resume(facts, switch) for switch in facts.switches))
     yield Reason("paused", f"{_covered(facts, first)} is switched off{part}", details, commands, blocks=blocks)
@@ -219,7 +160,7 @@ def _covered(facts: Facts, switch: Switch) -> str:
 
 def _switch(facts: Facts, switch: Switch) -> str:
     what = f"pause {switch.pause}" if switch.kind == "pause" else f"option {switch.option}"
-    until = f"until {_at(facts, switch.expires_at)}" if switch.expires_at else "without end"
+    until = f"until {moment_of(facts, switch.expires_at)}" if switch.expires_at else "without end"
     why = switch.reason or "no reason was given"
     return f"{_covered(facts, switch)}: {what} by {switch.author or 'nobody named'}, {until}: {why}"
 
@@ -237,13 +178,31 @@ def _no_daemon(case: Case) -> Iterable[Reason]:
         return
     details = [
         f"the daemon with pid {each.pid} on {each.host} has died"
-        + (f" at {_at(facts, each.died_at)}" if each.died_at else ", and nobody has noticed yet")
+        + (f" at {moment_of(facts, each.died_at)}" if each.died_at else ", and nobody has noticed yet")
         for each in facts.daemons[:3]
     ]
     start = "Start `outboxd`, or wait for the next `outboxd --once`"
     remedy = [f"{start}; or drain this shard here:", case.command("drain")] if _drains(case) else [f"{start}."]
     text = f"no daemon is running that drains outbox {facts.outbox}"
     yield Reason("no_daemon", text, details, remedy, blocks=facts.messages > 0)
+
+
+def _hanging(case: Case) -> Iterable[Reason]:
+    """Every daemon that could drain it has stopped to turn; of a shard that one of them holds, `_draining` tells."""
+    facts = case.facts
+    living = [each for each in facts.daemons if each.backend_pid]
+    if not living or facts.claimed_by is not None or not all(each.is_quiet for each in living):
+        return
+    named = [f"the daemon with pid {each.pid} on {each.host}: {_quiet(each.quiet_s)}" for each in living[:3]]
+    remedy = [f"{QUIET_REMEDY} Or drain this shard here:", case.command("drain")] if _drains(case) else [QUIET_REMEDY]
+    text = (
+        f"{'the daemon' if len(living) == 1 else 'every daemon'} that drains outbox {facts.outbox} hangs, or is stopped"
+    )
+    yield Reason("hanging", text, named, remedy, blocks=facts.messages > 0)
+
+
+def _quiet(quiet_s: float | None) -> str:
+    return f"it has not touched its claim session for {duration(quiet_s or 0.0)}"
 
 
 def _drains(case: Case) -> bool:
@@ -289,7 +248,7 @@ def _in_front(case: Case, counts: list[CategoryCount]) -> bool:
 
 
 def _counts(facts: Facts, counts: list[CategoryCount]) -> list[str]:
-    return [f"category {each.category_name}: {_some(facts, each.messages)}, {each.due} due" for each in counts]
+    return [f"category {each.category_name}: {some(facts, each.messages)}, {each.due} due" for each in counts]
 
 
 def _behind(case: Case) -> Iterable[Reason]:
@@ -298,13 +257,13 @@ def _behind(case: Case) -> Iterable[Reason]:
     if failing is None or not due or case.held_s(failing) <= 0:
         return
     text = (
-        f"{_some(facts, due)} {'is due but waits' if due == 1 else 'are due but wait'} behind message"
-        f" {failing.message_id} ({_object(failing)}), which fails"
+        f"{some(facts, due)} {'is due but waits' if due == 1 else 'are due but wait'} behind message"
+        f" {failing.message_id} ({object_of(failing)}), which fails"
     )
     died, held = failing.last_error == DIED_ERROR, duration(case.held_s(failing))
     wakes = "after a death, no new message has" if died else "a new message has"
     detail = f"{wakes} a failing shard tried again{':' if died else ', but'} not before {held} from now"
-    yield Reason("behind", text, [detail, *_failure(facts, failing)], _about_failure(case, failing))
+    yield Reason("behind", text, [detail, *failure_lines(facts, failing)], _about_failure(case, failing))
 
 
 def _backoff(case: Case) -> Iterable[Reason]:
@@ -313,29 +272,25 @@ def _backoff(case: Case) -> Iterable[Reason]:
         return
     first = case.blocking() or failing[0]
     text = (
-        f"in backoff after {counted(first.attempts, 'attempt')}: {_object(first)} fails;"
-        f" next try {_at(facts, first.next_attempt_at)}"
+        f"in backoff after {counted(first.attempts, 'attempt')}: {object_of(first)} fails;"
+        f" next try {moment_of(facts, first.next_attempt_at)}"
     )
-    details = _failure(facts, first)
+    details = failure_lines(facts, first)
     if case.blocking() is not None and facts.messages > 1:
-        details.append(f"{_some(facts, facts.messages - 1)} {'waits' if facts.messages == 2 else 'wait'} behind it")
-    others = [f"also failing: {_object(f)}, {counted(f.attempts, 'attempt')}" for f in failing if f is not first]
+        details.append(f"{some(facts, facts.messages - 1)} {'waits' if facts.messages == 2 else 'wait'} behind it")
+    others = [f"also failing: {object_of(f)}, {counted(f.attempts, 'attempt')}" for f in failing if f is not first]
     yield Reason("backoff", text, details + others, _about_failure(case, first), blocks=not case.due())
 
 
-def _object(failing: Failure) -> str:
-    is_named = failing.category_name != str(failing.category)
-    return f"{'' if is_named else 'category '}{failing.category_name} object {failing.object_identifier}"
-
-
-def _failure(facts: Facts, failing: Failure) -> list[str]:
-    error = " ".join(failing.last_error.split())
-    shown = error if len(error) <= ERROR_SHOWN_MAX else f"{error[:ERROR_SHOWN_MAX]} …"
-    return [
-        shown or "the error has no text",
-        f"message {failing.message_id} failed first {_at(facts, failing.first_failed_at)},"
-        f" last {_at(facts, failing.last_failed_at)}",
-    ]
+def _failed(case: Case) -> Iterable[Reason]:
+    """Tell what failed before, and is tried again as soon as nothing else is in the way."""
+    again = case.failing(due=True)
+    if again:
+        first, *others = again
+        text = f"{object_of(first)} has failed {counted(first.attempts, 'time')}, and is due for its next try"
+        details = failure_lines(case.facts, first)
+        details += [f"so is {object_of(f)}, after {counted(f.attempts, 'attempt')}" for f in others]
+        yield Reason("failed", text, details, blocks=False)
 
 
 def _about_failure(case: Case, failing: Failure) -> list[str]:
@@ -350,49 +305,19 @@ def _not_due(case: Case) -> Iterable[Reason]:
     facts, off = case.facts, case.off()
     if case.due() or facts.awaited() or all(count.category in off for count in facts.categories):
         return
-    text = f"nothing{' else' if facts.due else ''} is due: the next message is {_at(facts, facts.next_due_at)}"
-    yield Reason("not_due", text, [_waiting(facts)], ["Wait; or have it delivered now:", case.command("retry")])
+    text = f"nothing{' else' if facts.due else ''} is due: the next message is {moment_of(facts, facts.next_due_at)}"
+    yield Reason("not_due", text, [waiting(facts)], ["Wait; or have it delivered now:", case.command("retry")])
 
 
 def _due(case: Case) -> Reason:
     facts, due = case.facts, case.due()
-    text = f"{_some(facts, due)} {'is' if due == 1 else 'are'} due, and nothing is in the way: wait a moment"
-    details = [_waiting(facts)]
-    details += [
-        f"{_object(f)} has failed {f.attempts} times and is due for its next try"
-        for f in facts.failures
-        if f.next_attempt_at is not None and facts.is_due(f.next_attempt_at)
-    ]
+    text = f"{some(facts, due)} {'is' if due == 1 else 'are'} due, and nothing is in the way: wait a moment"
     remedy = ["If it still waits in a minute, the daemon is behind or stuck:", "outboxd doctor"]
-    return Reason("due", text, details, remedy)
-
-
-def _waiting(facts: Facts) -> str:
-    """Say how much waits, and since when."""
-    age_s = max(0.0, -facts.seconds_until(facts.oldest_added_at))
-    return f"{_some(facts, facts.messages)} in all{f', the oldest for {duration(age_s)}' if facts.messages else ''}"
-
-
-def summary(facts: Facts) -> str:
-    """Say in a line what is in the shard."""
-    return f"{_some(facts, facts.messages)}, {facts.due:,} due"
-
-
-def _some(facts: Facts, count: int) -> str:
-    least = "at least " if facts.is_at_least and count > 1 else ""
-    return f"{least}{counted(count, 'message')}"
-
-
-def _at(facts: Facts, time: str | None) -> str:
-    """Write a time with how far away it is."""
-    seconds = facts.seconds_until(time)
-    if time is None or math.isinf(seconds):
-        return "never" if seconds > 0 else "at no time known"
-    away = f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
-    return f"{moment(time)} ({away})"
+    return Reason("due", text, [waiting(facts)], remedy)
 
 
 Rule = Callable[[Case], Iterable[Reason]]
 RULES: tuple[Rule, ...] = (
-    _draining, _uncommitted, _empty, _paused, _no_daemon, _unknown_category, _no_receiver, _behind, _backoff, _not_due,
+    _draining, _uncommitted, _empty, _paused, _no_daemon, _hanging, _unknown_category, _no_receiver, _behind, _backoff,
+    _failed, _not_due,
 )  # fmt: skip

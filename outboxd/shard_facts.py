@@ -8,6 +8,10 @@ from typing import Literal
 
 import msgspec
 
+QUIET_S_MAX = 15.0
+"""A daemon that has not touched its claim session for longer hangs, or is stopped: it looks at it every few seconds."""
+QUIET_REMEDY = "Look at its log for loop.blocked and claims.lost; restart it if it stays so."
+
 
 class CategoryCount(msgspec.Struct, frozen=True):
     """Messages of one category in the shard."""
@@ -59,6 +63,12 @@ class Holder(msgspec.Struct, frozen=True):
     version: str | None
     started_at: str | None
     is_daemon: bool | None = True
+    quiet_s: float | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it hangs: never said of somebody unknown."""
+        return self.pid is not None and (self.quiet_s or 0.0) > QUIET_S_MAX
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -72,6 +82,12 @@ class Daemon(msgspec.Struct, frozen=True):
     started_at: str
     died_at: str | None
     backend_pid: int | None
+    quiet_s: float | None = None
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it hangs, as far as this role may see."""
+        return (self.quiet_s or 0.0) > QUIET_S_MAX
 
 
 class Transaction(msgspec.Struct, frozen=True):

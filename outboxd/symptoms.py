@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from outboxd.command_line import line
 from outboxd.display import counted, duration, moment
 from outboxd.findings import Finding
+from outboxd.shard_facts import QUIET_REMEDY, QUIET_S_MAX
 from outboxd.sql import literal
 from outboxd.switching import label, subject
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-QUIET_S_MAX = 15.0
 UNCLAIMED_S_MAX = 15.0
 WHOLESALE_SHARDS = 10
 ALL_IN_BACKOFF_MIN = 5
@@ -69,8 +69,7 @@ def _daemon(row: Row) -> str:
 
 def _quiet(row: Row) -> Finding:
     text = f"{_daemon(row)} has not touched its claim session for {duration(row['quiet_s'])}: it hangs, or is stopped"
-    remedy = "Look at its log for loop.blocked and claims.lost; restart it if it stays so."
-    return Finding("error", "daemons", text, remedy)
+    return Finding("error", "daemons", text, QUIET_REMEDY)
 
 
 def _dead(rows: list[Row]) -> list[Finding]:

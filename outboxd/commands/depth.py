@@ -13,6 +13,7 @@ from outboxd.query import fetch
 
 if TYPE_CHECKING:
     from outboxd.commands import Context
+    from outboxd.config import OutboxConfig
     from outboxd.load import Loaded
     from outboxd.query import Query
 
@@ -40,7 +41,7 @@ def command(
     if as_sql:
         shared.echo_sql(query.for_psql())
         return
-    rows, now = asyncio.run(_ask(loaded, query))
+    rows, now = asyncio.run(_ask(loaded, chosen, query))
     if as_json:
         shared.echo_json(rows)
     else:
@@ -49,6 +50,7 @@ def command(
         shared.note_elsewhere(loaded.config, chosen, outbox, region)
 
 
-async def _ask(loaded: Loaded, query: Query) -> tuple[list[Any], str]:
+async def _ask(loaded: Loaded, outbox: OutboxConfig, query: Query) -> tuple[list[Any], str]:
     async with access.opened(loaded, "reader", name="depth") as connection:
-        return await fetch(connection, query, "counting a category"), await diagnosis.now(connection)
+        rows = await fetch(connection, query, f"counting a category of outbox {outbox.name}", outbox=outbox)
+        return rows, await diagnosis.now(connection)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from outboxd.commands import Context
     from outboxd.explain import Answer, Asked
     from outboxd.load import Loaded
-    from outboxd.reasons import Known
+    from outboxd.shard_case import Known
 
 
 @click.command(name="explain")

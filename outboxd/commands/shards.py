@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from outboxd import access, choose, diagnosis, diagnosis_display, display, switching
+from outboxd import access, choose, diagnosis, diagnosis_display, display, errors, switching
 from outboxd.commands import shared
+from outboxd.load import session_dsn
 from outboxd.query import fetch
 
 if TYPE_CHECKING:
+    import asyncpg
+
     from outboxd.commands import Context
     from outboxd.config import OutboxConfig
     from outboxd.load import Loaded
@@ -19,6 +24,9 @@ if TYPE_CHECKING:
 
 SHARDS = 10
 STUCK = 20
+
+_OF_A_TABLE = (errors.SchemaError, errors.StatementFailed)
+_Question = Callable[[Sequence["OutboxConfig"]], "Query"]
 
 
 @click.command(name="shards")
@@ -48,39 +56,94 @@ def command(
     Show the deepest shards, or the stuck ones.
 
     Of every outbox of the silo mode, in one list; with --region, of those that have regions. Whatever is switched off
-    is shown, too.
+    is shown, too. Where one outbox cannot be looked at, the others are shown all the same, and the error is told.
     """
     shared.refuse_both(as_json=as_json, as_sql=as_sql)
     loaded = context.load()
     outboxes = choose.choose_outboxes(loaded.config, outbox, region)
     ask = diagnosis.stuck if stuck else diagnosis.shards
     limit = limit or (STUCK if stuck else SHARDS)
-    query = ask(loaded.config, outboxes, limit=limit, region=region)
+
+    def question(asked: Sequence[OutboxConfig]) -> Query:
+        return ask(loaded.config, asked, limit=limit, region=region)
+
     if as_sql:
-        shared.echo_sql(query.for_psql())
+        shared.echo_sql(question(outboxes).for_psql())
         return
-    rows, off, now, is_partial = asyncio.run(_ask(loaded, outboxes, query))
-    if is_partial and not stuck:
+    seen = asyncio.run(_look(loaded, outboxes, question))
+    if seen.is_partial and not stuck:
         display.say("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
-        shared.echo_json(rows)
+        shared.echo_json(seen.rows)
     elif stuck:
-        diagnosis_display.show_stuck(rows, off, now)
-        shared.note_limit(rows, limit, "first")
+        diagnosis_display.show_stuck(seen.rows, seen.off, seen.now)
+        shared.note_limit(seen.rows, limit, "first")
     else:
-        diagnosis_display.show_shards(rows, off, now)
-        shared.note_limit(rows, limit, "deepest")
+        diagnosis_display.show_shards(seen.rows, seen.off, seen.now)
+        shared.note_limit(seen.rows, limit, "deepest")
+    shared.echo_problems(seen.problems[1:])
+    if seen.problems:
+        raise seen.problems[0]
 
 
-async def _ask(loaded: Loaded, outboxes: list[OutboxConfig], query: Query) -> tuple[list[Any], list[Any], str, bool]:
-    """Return the shards, what is switched off, the time, and whether there may be messages although none was seen."""
+class _Seen(NamedTuple):
+    """
+    What was seen.
+
+    Attributes:
+        rows: The shards.
+        off: What is switched off.
+        now: The time that schedules are compared with.
+        is_partial: There may be messages although none was seen.
+        problems: Why outboxes could not be looked at, in their order.
+    """
+
+    rows: list[Any]
+    off: list[Any]
+    now: str
+    is_partial: bool
+    problems: list[errors.OutboxdError]
+
+
+async def _look(loaded: Loaded, outboxes: list[OutboxConfig], question: _Question) -> _Seen:
     config = loaded.config
     async with access.opened(loaded, "reader", name="shards") as connection:
-        rows = await fetch(connection, query, "looking at shards")
+        rows, problems = await _ask(connection, outboxes, question)
+        for problem in problems.values():
+            await access.name_grants(problem, functools.partial(session_dsn, loaded), config, "reader")
         tables = {model.table for model in config.model if model.outbox in {each.name for each in outboxes}}
         off = [row for row in await switching.switched_off(connection, config) if _is_shown(row, outboxes, tables)]
-        total = None if rows else await diagnosis.get_total_outbox_count(connection, config, outboxes=outboxes)
-        return rows, off, await diagnosis.now(connection), total is not None and total.is_estimate
+        readable = [each for each in outboxes if each.name not in problems]
+        total = None if rows else await diagnosis.get_total_outbox_count(connection, config, outboxes=readable)
+        is_partial = total is not None and total.is_estimate
+        return _Seen(rows, off, await diagnosis.now(connection), is_partial, list(problems.values()))
+
+
+async def _ask(
+    connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question
+) -> tuple[list[Any], dict[str, errors.OutboxdError]]:
+    """Ask all of them together; where that fails, those that answer. Also returns why others do not, by outbox."""
+    problems: dict[str, errors.OutboxdError] = {}
+    try:
+        return await _fetch(connection, outboxes, question), problems
+    except _OF_A_TABLE:
+        for outbox in outboxes:
+            try:
+                await _fetch(connection, [outbox], question)
+            except _OF_A_TABLE as exc:
+                problems[outbox.name] = exc
+        if not problems:  # together they take too long
+            raise
+    readable = [each for each in outboxes if each.name not in problems]
+    if not readable:
+        raise problems[outboxes[0].name]
+    return await _fetch(connection, readable, question), problems
+
+
+async def _fetch(connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question) -> list[Any]:
+    names = f"outbox{'es' if len(outboxes) > 1 else ''} {', '.join(each.name for each in outboxes)}"
+    one = outboxes[0] if len(outboxes) == 1 else None
+    return await fetch(connection, question(outboxes), f"looking at shards of {names}", outbox=one)
 
 
 def _is_shown(row: switching.Row, outboxes: list[OutboxConfig], tables: set[str]) -> bool:

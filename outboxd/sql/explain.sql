@@ -108,17 +108,19 @@ workers AS (
         w.started_at,
         w.died_at,
         registered.pid AS backend_pid,
+        round(extract(epoch FROM clock_timestamp() - a.state_change), 1)::float8 AS quiet_s,
         NOT w.outboxes @> '[{"one_shard": true}]' AS is_daemon -- else an `outboxd drain`
     FROM {schema}.worker AS w
     LEFT JOIN locks AS registered
         ON registered.locktype = 'advisory'
         AND registered.classid = {value:worker_class}
         AND registered.objid = w.id
+    LEFT JOIN pg_stat_activity AS a ON a.pid = registered.pid
     WHERE w.silo_mode IN ('monolith', {silo})
         AND w.outboxes @> jsonb_build_array(jsonb_build_object('name', {outbox}::text))
 ),
 daemons AS (
-    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, w.backend_pid
+    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, w.backend_pid, w.quiet_s
     FROM workers AS w
     WHERE w.is_daemon
     -- The living first: one that dies at each start leaves hundreds of rows a day.
@@ -126,7 +128,7 @@ daemons AS (
     LIMIT 100
 ),
 holder AS (
-    SELECT l.pid AS backend_pid, a.application_name, w.is_daemon, w.host, w.pid, w.version, w.started_at
+    SELECT l.pid AS backend_pid, a.application_name, w.is_daemon, w.host, w.pid, w.version, w.started_at, w.quiet_s
     FROM asked
     JOIN locks AS l
         ON l.locktype = 'advisory'

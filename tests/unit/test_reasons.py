@@ -8,7 +8,8 @@ import msgspec
 import pytest
 
 from outboxd.model import DIED_ERROR
-from outboxd.reasons import Known, KnownCategory, Reason, reasons
+from outboxd.reasons import Reason, reasons
+from outboxd.shard_case import Known, KnownCategory
 from outboxd.shard_facts import CategoryCount, Daemon, Facts, Failure, Holder, Switch, Transaction
 
 NOW = "2026-11-22T06:00:00+00:00"
@@ -27,6 +28,7 @@ KNOWN = Known(
 )
 NAMES = {MEMBER: "MEMBER", TEAM: "TEAM", SKIPPING: "SKIPPING", STRANGE: "999"}
 ALIVE = Daemon(7, "host-a", 4711, "1.0", "monolith", PAST, None, 900)
+HANGING = msgspec.structs.replace(ALIVE, quiet_s=20.0)
 HOLDER = Holder(900, "outboxd: claim", "host-a", 4711, "1.0", PAST)
 
 
@@ -136,6 +138,19 @@ CASES = {
     "no daemon": (facts(daemons=[]), ["no_daemon"]),
     "a dead daemon": (facts(daemons=[msgspec.structs.replace(ALIVE, backend_pid=None)]), ["no_daemon"]),
     "one dead and one alive": (facts(daemons=[msgspec.structs.replace(ALIVE, backend_pid=None), ALIVE]), ["due"]),
+    "the only daemon hangs": (facts(daemons=[HANGING]), ["hanging"]),
+    "the only daemon that lives hangs": (
+        facts(daemons=[HANGING, msgspec.structs.replace(ALIVE, backend_pid=None)]),
+        ["hanging"],
+    ),
+    "one of two daemons hangs": (facts(daemons=[HANGING, ALIVE]), ["due"]),
+    "nothing there, the only daemon hangs": (facts(due=0, daemons=[HANGING]), ["empty", "hanging"]),
+    "the only daemon hangs, paused": (facts(daemons=[HANGING], switches=[switch()]), ["paused", "hanging"]),
+    "claimed by a daemon that hangs": (
+        facts(daemons=[HANGING], claimed_by=msgspec.structs.replace(HOLDER, quiet_s=20.0)),
+        ["draining"],
+    ),
+    "a daemon that may not be seen": (facts(daemons=[msgspec.structs.replace(ALIVE, quiet_s=None)]), ["due"]),
     "no daemon and failing": (facts(due=0, later=1, daemons=[], failures=[failure()]), ["no_daemon", "backoff"]),
     "in backoff": (facts(due=0, later=1, failures=[failure()]), ["backoff"]),
     "behind a failing one": (facts(later=1, failures=[failure(last_failed_at=NOW)]), ["behind", "backoff"]),
@@ -159,7 +174,19 @@ CASES = {
         facts(due=0, later=1, failures=[failure(last_error=DIED_ERROR, attempts=1)]),
         ["backoff"],
     ),
-    "failed, and due again": (facts(failures=[failure(next_attempt_at=PAST)]), ["due"]),
+    "failed, and due again": (facts(failures=[failure(next_attempt_at=PAST)]), ["due", "failed"]),
+    "failed, due again, and paused": (
+        facts(switches=[switch()], failures=[failure(next_attempt_at=PAST)]),
+        ["paused", "failed"],
+    ),
+    "failed, due again, and tried now": (
+        facts(claimed_by=HOLDER, failures=[failure(next_attempt_at=PAST, last_error=DIED_ERROR, attempts=1)]),
+        ["draining"],
+    ),
+    "one fails, one is due again": (
+        facts(later=1, category=SKIPPING, failures=[failure(SKIPPING), failure(SKIPPING, next_attempt_at=PAST)]),
+        ["due", "backoff", "failed"],
+    ),
     "failed, and its message is gone": (facts(failures=[failure(next_attempt_at=None)]), ["due"]),
     "failed, gone, the rest not due": (facts(due=0, later=1, failures=[failure(next_attempt_at=None)]), ["not_due"]),
     "unknown": (facts(category=STRANGE), ["unknown_category"]),
@@ -245,6 +272,30 @@ class TestWords:
 
         assert "pid 4711 on host-a" in text
         assert "running since 2026-11-22 05:59:00 UTC (1 min ago)" in text
+
+    def test_of_a_holder_that_hangs_nobody_is_told_to_wait(self) -> None:
+        text = said(reasons(facts(claimed_by=msgspec.structs.replace(HOLDER, quiet_s=40.0)), KNOWN)[0])
+
+        assert "it has not touched its claim session for 40 s" in text
+        assert "restart it" in text
+        assert "Wait" not in text
+
+    def test_a_lock_of_somebody_else_is_not_said_to_hang(self) -> None:
+        stranger = Holder(12, "psql", None, None, None, None, quiet_s=4_000.0)
+
+        assert "claim session" not in said(reasons(facts(claimed_by=stranger), KNOWN)[0])
+
+    def test_a_daemon_that_hangs_is_named_and_drain_is_given(self) -> None:
+        text = said(reasons(facts(daemons=[HANGING]), KNOWN)[0])
+
+        assert "the daemon with pid 4711 on host-a: it has not touched its claim session for 20 s" in text
+        assert DRAIN in text
+
+    def test_what_has_failed_and_is_due_again_says_its_error(self) -> None:
+        text = said(reasons(facts(failures=[failure(next_attempt_at=PAST)]), KNOWN)[1])
+
+        assert "MEMBER object 9 has failed 7 times, and is due for its next try" in text
+        assert "shop.accept raised ValueError: no" in text
 
     def test_a_lock_of_nobody_that_is_registered_names_its_backend(self) -> None:
         stranger = Holder(12, "psql", None, None, None, None)

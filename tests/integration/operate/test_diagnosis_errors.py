@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
@@ -14,7 +15,7 @@ from outboxd import diagnosis, errors, query
 from tests import terminal
 from tests.drains import connected
 from tests.processes import ROOT, Outboxd, run
-from tests.trouble import DEEP, Trouble
+from tests.trouble import DEEP, FAILING, Trouble
 
 if TYPE_CHECKING:
     import asyncpg
@@ -81,11 +82,63 @@ async def test_a_database_that_is_away_not_migrated_or_incomplete(
         assert "hint: Look whether PostgreSQL runs there" in said
     trouble.file.write_text(trouble.file.read_text().replace('table = "outbox"', 'table = "nothing"'))
     for arguments in COMMANDS:
-        assert "hint: Run `outboxd migrate`" in await refused(trouble, *arguments, code=78)
+        done = await run(*arguments, config=trouble.file)
+        assert (done.returncode, "hint: Run `outboxd migrate`" in done.stderr) == (78, True)
     await connection.execute("ALTER SCHEMA outboxd RENAME TO other")
     for arguments in COMMANDS:
         said = await refused(trouble, *arguments, code=78)
         assert "the database has no schema outboxd of outboxd\nhint: Run `outboxd migrate`." in said
+
+
+@pytest.mark.parametrize("flags", [(), ("--stuck",)], ids=["deepest", "stuck"])
+async def test_an_outbox_whose_table_is_missing_does_not_hide_the_others(
+    trouble: Trouble, flags: tuple[str, ...]
+) -> None:
+    alone = await run("shards", *flags, "--outbox", "region", "--json", config=trouble.file)
+    trouble.file.write_text(trouble.file.read_text().replace('table = "control_outbox"', 'table = "nothing"'))
+
+    done = await run("shards", *flags, "--json", config=trouble.file)
+    table = await run("shards", *flags, config=trouble.file)
+
+    assert (done.returncode, table.returncode) == (78, 78)
+    places = [[(row["outbox"], row["shard_identifier"]) for row in json.loads(each.stdout)] for each in (done, alone)]
+    assert places[0] == places[1] != []
+    assert f"ORGANIZATION_SCOPE {FAILING} " in table.stdout
+    assert "error: outbox control: there is no table nothing" in done.stderr
+    assert "write schema.table when it lies outside the search_path" in done.stderr
+
+
+async def test_an_outbox_that_is_locked_does_not_hide_the_others(trouble: Trouble) -> None:
+    async with connected(trouble.dsn) as other:
+        await other.execute("BEGIN; LOCK TABLE control_outbox")
+
+        done = await run("shards", "--json", config=trouble.file)
+
+    assert done.returncode == 1
+    assert {row["outbox"] for row in json.loads(done.stdout)} == {"region"}
+    assert "outbox control" in done.stderr
+    assert "outboxd doctor" in done.stderr
+
+
+async def test_where_no_outbox_can_be_looked_at_the_first_is_named(trouble: Trouble) -> None:
+    text = trouble.file.read_text()
+    for table in ("outbox", "control_outbox"):
+        text = text.replace(f'table = "{table}"', f'table = "lost_{table}"')
+    trouble.file.write_text(text)
+
+    assert "error: outbox region: there is no table lost_outbox" in await refused(trouble, "shards", code=78)
+
+
+async def test_of_a_table_outside_the_search_path_it_is_said_how_to_name_it(
+    trouble: Trouble, connection: asyncpg.Connection
+) -> None:
+    name = await connection.fetchval("SELECT current_database()")
+    await connection.execute(f'ALTER DATABASE "{name}" SET search_path = pg_catalog')
+
+    for arguments in COMMANDS:
+        said = await refused(trouble, *arguments, "--outbox", "region", code=78)
+        assert "outbox region: there is no table outbox" in said
+        assert "write schema.table" in said
 
 
 async def test_a_missing_privilege_is_answered_with_its_grant(trouble: Trouble, connection: asyncpg.Connection) -> None:

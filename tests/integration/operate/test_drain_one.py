@@ -15,6 +15,7 @@ from outboxd import drain_one as drain_module
 from outboxd.claims import SHARD_CLASS
 from outboxd.drain_one import Asked, Result, drain_one
 from outboxd.inspection import inspect_table
+from outboxd.pipeline import Pipeline
 from tests.drains import (
     CONTROL,
     REGION,
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     import asyncpg
 
     from outboxd.config import Config, OutboxConfig
+    from outboxd.model import Message
     from tests.drains import Receivers
 
 
@@ -234,7 +236,47 @@ async def test_a_category_that_is_switched_off_stays_and_is_named(
     result = await drain(database, Recorder())
 
     assert (result.delivered, result.remaining, result.categories_off, result.exit_code) == (1, 1, ["TEAM"], 0)
+    assert result.stopped is None, "it was off all along"
     assert await remaining(connection) == [stays]
+
+
+async def test_a_category_that_is_switched_off_meanwhile_is_why_it_ended(
+    database: str, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipelines: list[Pipeline] = []
+
+    class Watched(Pipeline):
+        async def open(self) -> None:
+            pipelines.append(self)
+            await super().open()
+
+    async def switch_off(_: Message) -> None:
+        await connection.execute("INSERT INTO outboxd.pause (kind, category) VALUES ('category', 2)")
+        await pipelines[0].refresh()
+
+    monkeypatch.setattr(drain_module, "Pipeline", Watched)
+    await write(connection, category="MEMBER")
+    stays = await write(connection, category="TEAM", obj=2)
+
+    result = await drain(database, switch_off)
+
+    assert (result.delivered, result.stopped, result.categories_off) == (1, "switched off", ["TEAM"])
+    assert await remaining(connection) == [stays]
+
+
+async def test_a_shard_whose_categories_are_all_switched_off_is_refused(
+    database: str, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("INSERT INTO outboxd.pause (kind, category) VALUES ('category', 2), ('category', 3)")
+    await write(connection, category="TEAM", due_in_s=3_600)
+    before = await connection.fetch("SELECT * FROM outbox")
+
+    with pytest.raises(errors.ActRefused, match="all that is in the shard is switched off") as raised:
+        await drain(database, Recorder())
+
+    assert "category TEAM" in str(raised.value)
+    assert raised.value.hint == "To end that: `outboxd resume 1`."
+    assert await connection.fetch("SELECT * FROM outbox") == before
 
 
 async def test_a_shard_that_a_daemon_drains_is_left_to_it_and_the_daemon_named(

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from outboxd import access, explain
+from outboxd import access, explain, shard_facts
 from outboxd.claims import SHARD_CLASS
 from outboxd.embedded import embedded_postgres
+from outboxd.model import Candidate
 from tests.drains import by_hand, connected, shard_locks, write
 from tests.integration.operate.roles import reading_role
 from tests.processes import run
@@ -95,6 +96,27 @@ async def test_every_shard_of_the_trouble_says_its_reason(watched: Trouble) -> N
     assert codes(await answer(watched, "USER_SCOPE", EU_FAILING, "eu")) == ["backoff"]
     assert codes(await answer(watched, "USER_SCOPE", US_PAUSED, "us")) == ["paused"]
     assert codes(await answer(watched, "USER_SCOPE", US_PAUSED, "eu")) == ["due"]
+
+
+async def test_a_daemon_that_hangs_is_told_of(watched: Trouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_facts, "QUIET_S_MAX", -1.0)  # whatever it did last was too long ago
+
+    found = await answer(watched, "ORGANIZATION_SCOPE", HEALTHY)
+
+    assert codes(found) == ["hanging"]
+    assert f"the daemon with pid {os.getpid()} on " in found.reasons[0].details[0]
+
+
+async def test_a_holder_that_hangs_is_told_of(trouble: Trouble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_facts, "QUIET_S_MAX", -1.0)
+    key = (await answer(trouble, "ORGANIZATION_SCOPE", HEALTHY)).facts["lock_key"]
+    async with by_hand(trouble.dsn, trouble.config) as replica:
+        await replica.claims.claim([Candidate((0, HEALTHY), key, None)])
+
+        found = await answer(trouble, "ORGANIZATION_SCOPE", HEALTHY)
+
+    assert codes(found) == ["draining"]
+    assert "it has not touched its claim session for 0 s" in found.reasons[0].details
 
 
 async def test_a_failing_shard_tells_its_error_and_what_waits_behind(watched: Trouble) -> None:
