@@ -28,7 +28,7 @@ import anyio
 import msgspec
 import structlog
 
-from outboxd import errors, session, sql
+from outboxd import access, errors, session, sql
 from outboxd.version import __version__
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from outboxd.config import Config
     from outboxd.live import Live
     from outboxd.model import Candidate, ShardKey
+    from outboxd.privileges import RoleKind
 
 log = structlog.get_logger()
 
@@ -105,6 +106,8 @@ class Claims:
 
     def __init__(self, dsn: Callable[[], str], config: Config, live: Live, *, one_shard: bool = False) -> None:
         self._dsn = dsn
+        self._config = config
+        self._kind: RoleKind = "operator" if one_shard else "daemon"
         self._silo_mode = config.silo_mode
         mark = {"one_shard": True} if one_shard else {}
         self._outboxes: list[dict[str, Any]] = [
@@ -118,6 +121,8 @@ class Claims:
         self._lost = asyncio.Event()
         self._wakes: dict[str, Callable[[], None]] = {}
         self._heard = asyncio.Event()
+        self.lost_by = ""
+        """Why the session was lost, while it is."""
         self.worker_id = 0
         self._others: list[int] = []
         self.round_trips = 0
@@ -172,17 +177,26 @@ class Claims:
                     await self.open()
                     failures = 0
                     log.info("claims.reopened", worker=self.worker_id)
+                    self._tell("")
                     for wake in self._wakes.values():  # nobody heard what was written meanwhile
                         wake()
                 await self._watch()
             except errors.OutboxdError as exc:
                 if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
+                    await access.name_grants(exc, self._dsn, self._config, self._kind)
                     log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
+                if not self.is_open:
+                    self._tell(str(exc))
             self._live.beat()
             if not self.is_open:
                 failures += 1
                 # Jitter, so that replicas do not knock in step at a database that is coming up.
                 await asyncio.sleep(min(RECONNECT_PAUSE_S_MAX, 0.1 * 2**failures) * random.uniform(0.5, 1.0))  # noqa: S311
+
+    def _tell(self, lost_by: str) -> None:
+        if lost_by != self.lost_by:
+            self.lost_by = lost_by
+            self._live.fitness_changed()
 
     async def listen(self, channel: str, wake: Callable[[], None]) -> None:
         """Call *wake* at every notification on *channel*, on this session and its successors."""

@@ -82,7 +82,7 @@ class Live:
             self.on_progress()
 
     def fitness_changed(self) -> None:
-        """Say that an outbox was found fit to be drained, or unfit."""
+        """Say that an outbox was found fit to be drained, or unfit; or that the claim session was lost, or is back."""
         if self.on_fitness is not None:
             self.on_fitness()
 

@@ -257,7 +257,10 @@ class Daemon:
         _log.info("daemon.ready", outboxes=[branch.config.name for branch in self._pipeline.branches])
 
     def _show_state(self, done: str = "") -> None:
-        """Show what is drained, or was *done*, and why the rest is not."""
+        """Show what is drained, or was *done*, and why the rest is not; without a claim session, nothing is."""
+        if self._pipeline.claims.lost_by:
+            self._manager.status(f"waiting: {self._pipeline.claims.lost_by}")
+            return
         drained = ", ".join(branch.config.name for branch in self._pipeline.branches if not branch.lacking)
         waiting = [f"waiting: {branch.lacking}" for branch in self._pipeline.branches if branch.lacking]
         self._manager.status("; ".join([*waiting, done or f"draining {drained or 'nothing'}"]))

@@ -292,4 +292,5 @@ class Pipeline:
             except errors.OutboxdError as exc:
                 failures += 1
                 if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
+                    await self.name_grants(exc)
                     log.warning("options.unread", error=str(exc), hint=exc.hint or None, failures=failures)

@@ -136,6 +136,20 @@ async def test_a_table_that_is_missing_holds_up_neither_the_start_nor_the_watchd
     assert ready["outboxes"] == ["main", "other"]
 
 
+@only_by_path
+async def test_a_running_daemon_that_loses_its_database_shows_it(installation: Installation, systemd: Systemd) -> None:
+    async with installation.daemon(env=systemd.environment()) as daemon:
+        await eventually_ready(installation, systemd, daemon)
+        await installation.connection.execute("ALTER SCHEMA outboxd RENAME TO elsewhere")
+
+        await daemon.wait_for_event("claims.lost")
+        await installation.until(lambda: systemd.heard[-1].startswith("STATUS=waiting: "), by=daemon)
+        assert "outboxd" in systemd.heard[-1]
+
+        await installation.connection.execute("ALTER SCHEMA elsewhere RENAME TO outboxd")
+        await installation.until(lambda: systemd.heard[-1] == "STATUS=draining main", by=daemon)
+
+
 async def eventually_ready(installation: Installation, systemd: Systemd, daemon: Outboxd) -> None:
     async def is_ready() -> bool:
         return "READY=1" in systemd.heard

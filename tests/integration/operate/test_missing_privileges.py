@@ -172,6 +172,20 @@ async def test_a_privilege_that_is_taken_from_a_daemon_is_named(walked: Trouble)
         assert "outboxd check" in deferred["hint"]
 
 
+async def test_a_privilege_on_our_own_schema_that_is_taken_from_a_daemon_is_named(walked: Trouble) -> None:
+    async with granted(walked, USAGE, ALL) as (name, dsn), daemon_of(walked, dsn) as daemon:
+        await daemon.wait_for_event("daemon.ready")
+        await walked.connection.execute(f"REVOKE ALL ON ALL TABLES IN SCHEMA outboxd FROM {name}")
+
+        for event in ("claims.lost", "options.unread"):
+            said = await daemon.wait_for_event(event)
+            assert f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA outboxd TO {name};" in said["hint"]
+
+        for grant in grants_in(said["hint"], name):
+            await walked.connection.execute(grant)
+        await daemon.wait_for_event("claims.reopened")
+
+
 async def test_a_daemon_names_what_one_outbox_or_one_backfill_lacks(walked: Trouble) -> None:
     tables = "REVOKE ALL ON outbox, account FROM {0}"
     async with granted(walked, USAGE, ALL, tables) as (name, dsn), daemon_of(walked, dsn) as daemon:
