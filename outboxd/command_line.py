@@ -20,7 +20,7 @@ def line(verb: str, *arguments: object, **options: str | None) -> str:
     texts = [str(argument) for argument in arguments]
     if any(text.startswith("-") for text in texts):
         words.append("--")
-    return " ".join([*words, *map(shlex.quote, texts)])
+    return " ".join([*words, *map(_quoted, texts)])
 
 
 def lifting(key: str, value: str, off: str) -> str:
@@ -42,4 +42,17 @@ def lifting(key: str, value: str, off: str) -> str:
 
 
 def _option(name: str, value: str) -> str:
-    return f"--{name.replace('_', '-')}{'=' if value.startswith('-') else ' '}{shlex.quote(value)}"
+    return f"--{name.replace('_', '-')}{'=' if value.startswith('-') else ' '}{_quoted(value)}"
+
+
+def _quoted(text: str) -> str:
+    """Quote for a shell; what a terminal would obey or not show is written as bash, zsh and newer sh spell it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(_escaped(character) for character in text) + "'"
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable():
+        return f"\\{character}" if character in "\\'" else character
+    return f"\\x{ord(character):02x}" if character.isascii() else f"\\U{ord(character):08x}"

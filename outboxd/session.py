@@ -66,6 +66,7 @@ _UNAVAILABLE = {
     "57P04",
     "57P05",
 }
+_READ_ONLY_HINT = "It is a standby, or transactions are read-only by default: `outboxd check` says which."
 _UNREACHABLE = "Look whether PostgreSQL runs there, and whether host and port of the DSN are right."
 _UNTRUSTED = (
     "Check that sslrootcert names the authority of the server's certificate, and that it is made out to this host."
@@ -107,7 +108,8 @@ def _translate_server(exc: asyncpg.PostgresError, doing: str) -> errors.OutboxdE
     if state == _UNKNOWN_DATABASE:
         return errors.ConfigError([f"dsn: {exc}"], hint="Create the database, or name another one.")
     if state.startswith("08") or state in _UNAVAILABLE:
-        return errors.StoreUnavailable(f"{doing}: {exc}")
+        hint = _READ_ONLY_HINT if state == _READ_ONLY else ""
+        return errors.StoreUnavailable(f"{doing}: {exc}", hint=hint)
     if state in _MISSING:
         return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd migrate`.")
     if state == _PRIVILEGE:

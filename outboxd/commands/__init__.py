@@ -12,6 +12,7 @@ import contextlib
 import errno
 import importlib
 import math
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -254,4 +255,6 @@ def _report_usage(exc: click.ClickException) -> None:
     text = exc.format_message().rstrip(".")
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     hint = f"See: {context.command_path} --help" if context is not None else ""
+    if isinstance(exc, click.NoSuchOption) and re.fullmatch(r"-\d", exc.option_name):
+        hint = "Put -- before what begins with a dash and is no option: a negative identifier."
     report(errors.UsageError(text[:1].lower() + text[1:], hint=hint))

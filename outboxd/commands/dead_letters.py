@@ -88,7 +88,8 @@ def list_(context: Context, /, *, limit: int, as_json: bool, as_sql: bool, **opt
     if as_json:
         shared.echo_json(found)
     else:
-        _show_list(found, limit)
+        _show_list(found)
+    shared.note_limit(found, limit, "newest")
 
 
 @command.command()
@@ -262,7 +263,7 @@ def _why_not(config: Config, outbox: str) -> str:
     return "no such outbox is configured"
 
 
-def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
+def _show_list(found: Sequence[dict[str, Any]]) -> None:
     if not found:
         display.say("no dead letters")
         return
@@ -270,7 +271,6 @@ def _show_list(found: Sequence[dict[str, Any]], limit: int) -> None:
     titles = ["id", "buried (UTC)", *(["outbox"] if several else []), "shard", "category", "object", "tries", "reason"]
     cells = [_cells(row, several=several) for row in found]
     display.show_table(titles, cells, right=("id", "tries"), folds=("reason",))
-    shared.note_limit(found, limit, "newest")
 
 
 def _cells(row: dict[str, Any], *, several: bool) -> list[str]:

@@ -68,6 +68,6 @@ def command(
         names = {each.value: name for name, each in config.scopes.items()}
         where = f"in shard {shard} of {names.get(number, number)}, outbox {chosen.name}"
         diagnosis_display.show_messages(rows, now, where, of_object=False)
-        shared.note_limit(rows, limit, "newest")
+    shared.note_limit(rows, limit, "newest")
     if not rows:
         shared.note_elsewhere(config, chosen, outbox, region)

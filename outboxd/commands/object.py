@@ -73,6 +73,6 @@ def command(
         shared.echo_json(rows)
     else:
         diagnosis_display.show_messages(rows, now, f"there, in outbox {chosen.name}", of_object=True)
-        shared.note_limit(rows, limit, "newest")
+    shared.note_limit(rows, limit, "newest")
     if not rows:
         shared.note_elsewhere(config, chosen, outbox, region)

@@ -77,10 +77,9 @@ def command(
         shared.echo_json(seen.rows)
     elif stuck:
         diagnosis_display.show_stuck(seen.rows, seen.off, seen.now)
-        shared.note_limit(seen.rows, limit, "first")
     else:
         diagnosis_display.show_shards(seen.rows, seen.off, seen.now)
-        shared.note_limit(seen.rows, limit, "deepest")
+    shared.note_limit(seen.rows, limit, "first" if stuck else "deepest")
     shared.echo_problems(seen.problems[1:])
     if seen.problems:
         raise seen.problems[0]

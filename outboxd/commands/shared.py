@@ -120,7 +120,7 @@ def note_cut(shown: Sequence[object]) -> None:
 
 
 def note_limit(shown: Sequence[object], limit: int, which: str) -> None:
-    """Say of a list that is full that it may go on; *which* it shows: the `newest`, say."""
+    """Say of a list that is full, table or document, that it may go on; *which* it shows: the `newest`, say."""
     if len(shown) == limit:
         display.say(f"the {which} {limit}: there may be more (--limit)", err=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from typing import Any
 
 import click
@@ -35,7 +37,10 @@ def test_what_is_written(written: str, expected: str) -> None:
     assert written == expected
 
 
-@given(st.text(), st.text(min_size=1), st.text())
+PRINTABLE = st.text().filter(str.isprintable)
+
+
+@given(PRINTABLE, PRINTABLE.filter(bool), PRINTABLE)
 def test_shell_and_command_read_what_was_meant(scope: str, region: str, shard: str) -> None:
     @click.command()
     @click.option("--region")
@@ -49,3 +54,21 @@ def test_shell_and_command_read_what_was_meant(scope: str, region: str, shard: s
     assert words[:2] == ["outboxd", "retry"]
     read = command.main(words[2:], standalone_mode=False)
     assert read == {"scope": scope, "shard": shard, "region": region}
+
+
+@pytest.mark.parametrize(
+    "identifier", ["a\nb", "\x1b[2Jb", "it's\t\\n", "-\r", "a\u00a0b", "\u202eabc", "\x7f0", "\U000e0001x"]
+)
+def test_what_no_terminal_shows_as_it_is_comes_through_a_shell(identifier: str) -> None:
+    written = line("retry", "X", identifier, region=identifier)
+
+    assert written.isprintable()
+    shown = subprocess.run(
+        ["bash", "-c", f"outboxd() {{ printf '%s\\0' \"$@\"; }}; {written}"],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "LC_ALL": "C.UTF-8"},
+    )
+    words = shown.stdout.decode().split("\0")[:-1]
+    assert identifier in words
+    assert f"--region={identifier}" in words or words[words.index("--region") + 1] == identifier

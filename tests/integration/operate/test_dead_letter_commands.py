@@ -268,7 +268,7 @@ DRAINS: list[tuple[list[str], int, str]] = [
     (["0", str(FAILING)], 1, "MEMBER 31 (message 1): 4 attempts, next in "),
     (["0", str(PAUSED)], 1, "by ada, until "),
     (["0", str(SWITCHED_OFF)], 1, "by grace: they write too much"),
-    (["0", str(CATEGORY_OFF)], 0, "categories that are switched off stay: AUDIT"),
+    (["0", str(CATEGORY_OFF)], 1, "category AUDIT: pause 3 by ada: bad deploy"),
     (["0", "404"], 0, "there was no message in it"),
     (["USER_SCOPE", "22", "--region", "us"], 1, "moving to another cell"),
     (["USER_SCOPE", "22", "--region", "eu"], 0, "delivered 1"),

@@ -362,6 +362,7 @@ async def test_a_list_that_ends_at_its_limit_says_so(trouble: Trouble, arguments
 
     assert cut.stderr == f"the {which} 1: there may be more (--limit)\n"
     assert whole.stderr == ""
+    assert (await run(*arguments, "--limit", "1", "--json", config=trouble.file)).stderr == cut.stderr
 
 
 async def test_times_that_python_does_not_know_are_shown(trouble: Trouble) -> None:
