@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 from typing import TYPE_CHECKING
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from outboxd.config import Config, OutboxConfig
     from outboxd.load import Loaded
     from outboxd.privileges import RoleKind
+
+GRANTS_S_MAX = 15.0
+"""How long an error waits for its GRANTs to be found."""
 
 
 @contextlib.asynccontextmanager
@@ -102,8 +106,8 @@ async def name_grants(
     """
     if not isinstance(exc, errors.SchemaError):
         return
-    with contextlib.suppress(errors.OutboxdError):
-        async with session.visit(dsn(), name="grants") as connection:
+    with contextlib.suppress(errors.OutboxdError, TimeoutError):
+        async with asyncio.timeout(GRANTS_S_MAX), session.visit(dsn(), name="grants") as connection:
             role = await connection.fetchval("SELECT current_user::text")
             missing = await privileges.missing_grants(connection, config, role, kind, walks=walks)
             hides = any(grant.startswith("GRANT USAGE ON SCHEMA ") for grant in missing)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -321,6 +321,14 @@ async def count_shard(connection: asyncpg.Connection, config: Config, table: Tab
     with inspection.translated("counting the messages of a shard"):
         messages: int = await connection.fetchval(statement, *shard)
     return messages
+
+
+async def is_all_of(connection: asyncpg.Connection, config: Config, stuck: Stuck, categories: Collection[int]) -> bool:
+    """Whether the shard has messages, and none that is of another category."""
+    statement = renderer_of(stuck.table, config.schema).render(_STATEMENTS["is_all_of_categories"])
+    async with transaction(connection, "looking at the categories of a shard"):
+        is_all: bool = await connection.fetchval(statement, list(categories), *stuck.shard)
+    return is_all
 
 
 async def find_holder(connection: asyncpg.Connection, config: Config, key: int) -> Holder | None:

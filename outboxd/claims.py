@@ -182,11 +182,10 @@ class Claims:
                         wake()
                 await self._watch()
             except errors.OutboxdError as exc:
+                self._tell(str(exc))
                 if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
                     await access.name_grants(exc, self._dsn, self._config, self._kind)
                     log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
-                if not self.is_open:
-                    self._tell(str(exc))
             self._live.beat()
             if not self.is_open:
                 failures += 1

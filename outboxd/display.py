@@ -23,9 +23,10 @@ PROSE_COLUMNS_MIN = 20
 GAP = 2
 
 _PART = re.compile(r"\s?\S+?(?:[./](?=[^\W\d_])|(?=\s|$))")
-_WORD = re.compile(r"(\s*)(`[^`]*`\S*|\S+)")
-_COMMAND = "(?:outboxd|ALTER|COMMIT|CREATE|GRANT|REINDEX|ROLLBACK|SELECT|VACUUM) "
-_TO_COPY = re.compile(rf"\s*(?:-> {_COMMAND}|GRANT |ALTER |CREATE )|.*: {_COMMAND}")
+_WORD = re.compile(r"(\s*)(\S+)")
+_WORD_OR_QUOTED = re.compile(r"(\s*)(`[^`]+`\S*|\S+)")
+_COMMAND = "(?:outboxd|ALTER|COMMIT|CREATE|DROP|GRANT|REINDEX|ROLLBACK|SELECT|VACUUM) "
+_TO_COPY = re.compile(rf"\s*(?:-> {_COMMAND}|-> .*: {_COMMAND}|GRANT |ALTER |CREATE )|.*: outboxd ")
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -108,14 +109,14 @@ def _drawn(row: Sequence[str], widths: Sequence[int], rights: Sequence[bool]) ->
     )
 
 
-def _folded(text: str, width: int, *, more: int = 0) -> list[str]:
+def _folded(text: str, width: int, *, more: int = 0, keeps_quoted: bool = False) -> list[str]:
     """Return lines that are no wider, folded between words where that can be; the first may be so much wider."""
     lines = [""]
-    for space, word in _WORD.findall(text):
-        is_whole = _width(word) <= width or word.startswith("`")  # what is quoted is to be copied
+    for space, word in (_WORD_OR_QUOTED if keeps_quoted else _WORD).findall(text):
+        is_whole = _width(word) <= width or (keeps_quoted and word.count("`") > 1)
         for number, part in enumerate([word] if is_whole else _pieces(word, width)):
             longer = lines[-1] + (part if number else space + part)
-            if _width(longer) <= width + more * (len(lines) == 1):
+            if lines == [""] or _width(longer) <= width + more * (len(lines) == 1):
                 lines[-1] = longer
             else:
                 lines.append(part)
@@ -228,10 +229,12 @@ def say(text: str, *, err: bool = False) -> None:
 
 def _hanging(line: str, width: int, hang: str) -> str:
     """Fold a line; what follows its first part stands further right."""
+    if _width(line) <= width:
+        return line
     text = line.lstrip()
     indent = line[: len(line) - len(text)]
     room = max(width - len(indent + hang), PROSE_COLUMNS_MIN)
-    return indent + f"\n{indent}{hang}".join(_folded(text, room, more=len(hang))) if _width(line) > width else line
+    return indent + f"\n{indent}{hang}".join(_folded(text, room, more=len(hang), keeps_quoted=True))
 
 
 def duration(seconds: float | None) -> str:

@@ -188,8 +188,11 @@ async def _begin(connection: asyncpg.Connection, pipeline: Pipeline, target: _Ta
     await _refuse_switched_off(connection, pipeline, target)
     await _hold(connection, pipeline, target)
     await acts.make_due(connection, pipeline.config, [target.stuck])
+    async with acts.transaction(connection, "counting the messages of a shard"):
+        depth = await acts.count_shard(connection, pipeline.config, target.table, target.shard)
     await pipeline.refresh()  # all of that may have waited, and somebody has paused the shard meanwhile
-    return await _refuse_switched_off(connection, pipeline, target)
+    await _refuse_switched_off(connection, pipeline, target)
+    return depth
 
 
 class _Stop:
@@ -257,29 +260,27 @@ async def _hold(connection: asyncpg.Connection, pipeline: Pipeline, target: _Tar
         await asyncio.sleep(acts.TRY_EVERY_S)
 
 
-async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> int:
-    """Return how many messages the shard has, when something of it may be delivered."""
-    asked, config = target.asked, pipeline.config
-    async with acts.transaction(connection, "counting the messages of a shard"):
-        depth = await acts.count_shard(connection, config, target.table, target.shard)
-    there = (await acts.find_categories(connection, config, [target.stuck], CATEGORY_ROWS_MAX))[0]
-    is_all_seen = 0 < depth <= CATEGORY_ROWS_MAX
-    are_off = is_all_seen and there <= pipeline.live.switches.categories
-    if not target.is_off(pipeline.live.switches) and not are_off:
-        return depth
+async def _refuse_switched_off(connection: asyncpg.Connection, pipeline: Pipeline, target: _Target) -> None:
+    """Refuse what is off: the shard, its outbox, or each category in it."""
+    asked, config, switches = target.asked, pipeline.config, pipeline.live.switches
+    off: set[int] = set()
+    if not target.is_off(switches):
+        if not switches.categories or not await acts.is_all_of(connection, config, target.stuck, switches.categories):
+            return
+        off = (await acts.find_categories(connection, config, [target.stuck], CATEGORY_ROWS_MAX))[0]
     shard: dict[str, Any] = {
         "shard_scope": asked.scope,
         "shard_identifier": str(target.identifier),
         "region_name": asked.region,
     }
     covering = [Switchable(kind="outbox", outbox=asked.outbox.name), Switchable(kind="shard", **shard)]
-    covering += [Switchable(kind="category", category=category) for category in there if are_off]
+    covering += [Switchable(kind="category", category=category) for category in off]
     question = switching.switched_off_query(config, rows_max=switching.ROWS_READ_MAX)
     rows = await query.fetch(connection, question, "looking what switches the shard off")
     found = [row for row in rows if row["in_force"] and any(each.overlaps(row) for each in covering)]
     lines = [f"{switching.subject(row)}: {switching.origin(row)}" for row in found]
     ends = dict.fromkeys(_remedy(row) for row in found)
-    what = "the shard" if target.is_off(pipeline.live.switches) else "all that is in the shard"
+    what = "all that is in the shard" if off else "the shard"
     raise errors.ActRefused(
         "\n  - ".join([f"{what} is switched off; nothing was delivered", *lines]),
         hint=f"To end that: {', '.join(ends)}." if ends else "",

@@ -39,8 +39,8 @@ class ServiceManager:
         self.notify("STOPPING=1")
 
     def status(self, text: str) -> None:
-        """Set the line that `systemctl status` shows."""
-        self.notify(f"STATUS={text}")
+        """Set the line that `systemctl status` shows; what an error has on lines of its own comes behind."""
+        self.notify(f"STATUS={' '.join(text.split())}")
 
     def progressed(self) -> None:
         """Feed the watchdog, four times in its interval at most."""

@@ -26,8 +26,9 @@ def reasons(pipeline: Pipeline) -> list[str]:
     if pipeline.lacking:
         return [f"it waits: {pipeline.lacking}"]
     if not pipeline.claims.is_open:
-        why = pipeline.claims.lost_by
-        return [f"the database cannot be reached, or is not migrated: {why or 'the claim session is not open'}"]
+        if pipeline.claims.lost_by:
+            return [f"the claim session is lost: {pipeline.claims.lost_by}"]
+        return ["the database cannot be reached, or is not migrated: the claim session is not open"]
     if pipeline.claims.answered_s_ago() > window_s:
         return [f"the database has not answered for {pipeline.claims.answered_s_ago():.0f} s"]
     return [reason for branch in pipeline.branches if (reason := _reason(branch, window_s, pipeline))]

@@ -64,7 +64,7 @@ def _draining(case: Case) -> Iterable[Reason]:
         details = [f"running since {moment_of(case.facts, holder.started_at)}, version {holder.version}"]
         details.append(f"its claim session is backend {holder.backend_pid}")
     remedy = ["Wait for the delivery; one that hangs ends after receiver_timeout_s.", case.command("explain")]
-    if holder.is_quiet:
+    if holder.is_daemon and holder.is_quiet:
         details.append(_quiet(holder.quiet_s))
         remedy = [QUIET_REMEDY]
     yield Reason("draining", f"it is being drained now, by {who}", details, remedy)

@@ -256,5 +256,5 @@ def _report_usage(exc: click.ClickException) -> None:
     context = exc.ctx if isinstance(exc, click.UsageError) else None
     hint = f"See: {context.command_path} --help" if context is not None else ""
     if isinstance(exc, click.NoSuchOption) and re.fullmatch(r"-\d", exc.option_name):
-        hint = "Put -- before what begins with a dash and is no option: a negative identifier."
+        hint = "What begins with a dash and is no option stands last, behind -- and all options."
     report(errors.UsageError(text[:1].lower() + text[1:], hint=hint))

@@ -71,18 +71,27 @@ def command(
         shared.echo_sql(question(outboxes).for_psql())
         return
     seen = asyncio.run(_look(loaded, outboxes, question))
+    rows = sorted(seen.rows, key=_first_failed if stuck else _deepest)[:limit]
     if seen.is_partial and not stuck:
         display.say("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
-        shared.echo_json(seen.rows)
+        shared.echo_json(rows)
     elif stuck:
-        diagnosis_display.show_stuck(seen.rows, seen.off, seen.now)
+        diagnosis_display.show_stuck(rows, seen.off, seen.now)
     else:
-        diagnosis_display.show_shards(seen.rows, seen.off, seen.now)
-    shared.note_limit(seen.rows, limit, "first" if stuck else "deepest")
+        diagnosis_display.show_shards(rows, seen.off, seen.now)
+    shared.note_limit(rows, limit, "first" if stuck else "deepest")
     shared.echo_problems(seen.problems[1:])
     if seen.problems:
         raise seen.problems[0]
+
+
+def _deepest(row: dict[str, Any]) -> int:
+    return -int(row["depth"])
+
+
+def _first_failed(row: dict[str, Any]) -> str:
+    return str(row["first_failed_at"])
 
 
 class _Seen(NamedTuple):
@@ -121,22 +130,29 @@ async def _look(loaded: Loaded, outboxes: list[OutboxConfig], question: _Questio
 async def _ask(
     connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question
 ) -> tuple[list[Any], dict[str, errors.OutboxdError]]:
-    """Ask all of them together; where that fails, those that answer. Also returns why others do not, by outbox."""
+    """
+    Ask all of them together; where that fails, each by itself.
+
+    Returns:
+        Rows, outbox by outbox where each was asked by itself; and why others could not be, by their names.
+    """
     problems: dict[str, errors.OutboxdError] = {}
     try:
         return await _fetch(connection, outboxes, question), problems
     except _OF_A_TABLE:
-        for outbox in outboxes:
-            try:
-                await _fetch(connection, [outbox], question)
-            except _OF_A_TABLE as exc:
-                problems[outbox.name] = exc
-        if not problems:  # together they take too long
+        if len(outboxes) == 1:
             raise
-    readable = [each for each in outboxes if each.name not in problems]
-    if not readable:
-        raise problems[outboxes[0].name]
-    return await _fetch(connection, readable, question), problems
+    rows: list[Any] = []
+    for outbox in outboxes:
+        try:
+            rows += await _fetch(connection, [outbox], question)
+        except _OF_A_TABLE as exc:
+            problems[outbox.name] = exc
+    if len(problems) == len(outboxes):
+        first, *others = problems.values()
+        shared.echo_problems(others)
+        raise first
+    return rows, problems
 
 
 async def _fetch(connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question) -> list[Any]:

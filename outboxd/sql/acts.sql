@@ -120,6 +120,16 @@ SELECT {lock_key:given} AS lock_key FROM (VALUES ({shard_values:1})) AS given ({
 -- index            (<sharding columns>, id)
 SELECT count(*) AS messages FROM {table} AS o WHERE {is_shard:o_1}
 
+-- name: is_all_of_categories
+-- Whether a shard has messages, and none that is of another category; reads on until it finds one.
+-- $1 int4[]        categories
+-- $2 ...           the shard
+-- returns          is_all (bool)
+-- index            (<sharding columns>, id)
+SELECT
+    EXISTS (SELECT FROM {table} AS o WHERE {is_shard:o_2})
+    AND NOT EXISTS (SELECT FROM {table} AS o WHERE {is_shard:o_2} AND o.category <> ALL ($1::int4[])) AS is_all
+
 -- name: holder
 -- Who holds the lock of a shard: a session, and the daemon that it belongs to.
 -- $1 int4          lock class of shards

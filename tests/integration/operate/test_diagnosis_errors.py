@@ -65,7 +65,7 @@ async def test_what_cannot_be_meant_is_a_usage_error(trouble: Trouble, arguments
 async def test_a_negative_identifier_is_told_where_it_belongs(trouble: Trouble) -> None:
     said = await refused(trouble, "inspect", "0", "-5")
 
-    assert "hint: Put -- before what begins with a dash and is no option" in said
+    assert "hint: What begins with a dash and is no option stands last, behind --" in said
     assert (await run("inspect", "0", "--", "-5", config=trouble.file)).returncode == 0
 
 

@@ -128,7 +128,7 @@ async def test_a_lost_claim_session_ends_readiness_until_there_is_another(
         async with connection.transaction():
             await connection.execute("LOCK TABLE outboxd.worker IN ACCESS EXCLUSIVE MODE")  # nobody may register
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
-            await until(lambda: not_ready(pipeline, "the database cannot be reached, or is not migrated: "))
+            await until(lambda: not_ready(pipeline, f"the claim session is lost: {pipeline.claims.lost_by or '?'}"))
         await until(lambda: ready(pipeline))
 
 
