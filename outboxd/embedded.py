@@ -64,13 +64,15 @@ async def embedded_postgres(
             data of one does not start under the next. None: thrown away at the end.
         settings: Server settings, e.g. `{"max_connections": 200}`. Over TCP (`listen_addresses`) a role
             needs a password; the socket is in a directory that only this account may enter.
-        durable: False gives up crash safety for speed (no fsync); for tests.
+        durable: False gives up crash safety for speed (no fsync, and in memory where that has 4 GB to spare); for
+            tests.
         start_timeout_s: Seconds for the server to accept connections; initdb not counted.
 
     Raises:
         EmbeddedError: There are no binaries, the directory is in use or unfit, or the server does not start.
     """
-    with private_place(unprivileged_account()) as place, contextlib.ExitStack() as stack:
+    in_memory = data is None and not durable
+    with private_place(unprivileged_account(), in_memory=in_memory) as place, contextlib.ExitStack() as stack:
         cluster = _cluster(place, data)
         stack.enter_context(_sole_user(cluster, place))
         programs, major = await _postgres_programs(place)
