@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from outboxd import commands
+from tests import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,7 +72,7 @@ def in_text(path: Path) -> Iterator[Line]:
 
 def in_code(path: Path) -> Iterator[Line]:
     """Those in texts of a module, and those that it has `command_line` write: hints and remedies."""
-    tree = ast.parse(path.read_text("utf-8"))
+    tree = source.tree(path.read_text("utf-8"))
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         yield from (Line(text, f"{path.name}:{call.lineno}") for text in _written(call))
     apart = {id(part) for node in ast.walk(tree) for part in _parts(node)}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import signal
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit, urlunsplit
@@ -31,6 +32,10 @@ SERVER_DSN = os.environ.get("OUTBOXD_TEST_DSN", "")
 _KEPT = {"OUTBOXD_PG_BIN", "OUTBOXD_REDIS_BIN"}
 for _name in [name for name in os.environ if name.startswith(("PG", "OUTBOX")) and name not in _KEPT]:
     del os.environ[_name]
+# Nor what a shell has it ignore that starts it in the background: programs that are tested would ignore it, too.
+for _signal in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(_signal) == signal.SIG_IGN:
+        signal.signal(_signal, signal.default_int_handler if _signal == signal.SIGINT else signal.SIG_DFL)
 os.environ["PGPASSFILE"] = "/nonexistent"  # else ~/.pgpass, whose mode may be warned of
 
 # Of this run: two runs may share the server of OUTBOXD_TEST_DSN.

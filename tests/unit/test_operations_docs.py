@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from outboxd import claims, errors, once
+from tests import source
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ def documented() -> dict[str, Event]:
 def logged() -> Iterator[tuple[str, str, set[str], str]]:
     """Event, level, keys that are written out, and place, of every call of a logger in the package."""
     for path in sorted((ROOT / "outboxd").rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(source.tree(path.read_text("utf-8"))):
             if isinstance(node, ast.Call) and is_logger(node.func) and node.args:
                 assert isinstance(node.func, ast.Attribute)
                 keys = {keyword.arg for keyword in node.keywords if keyword.arg is not None}
@@ -91,7 +92,7 @@ def test_the_table_of_events_is_in_order() -> None:
 
 
 def test_counts_are_those_of_the_pipeline() -> None:
-    tree = ast.parse((ROOT / "outboxd" / "pipeline.py").read_text("utf-8"))
+    tree = source.tree((ROOT / "outboxd" / "pipeline.py").read_text("utf-8"))
     totals = next(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and n.name == "totals")
     returned = next(n for n in ast.walk(totals) if isinstance(n, ast.Dict))
     counts = {key.value for key in returned.keys if isinstance(key, ast.Constant)}
@@ -122,7 +123,7 @@ def test_sessions_are_called_as_the_table_says() -> None:
 
 def sessions(path: Path) -> Iterator[str]:
     """What a module calls the sessions that it opens."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in ast.walk(source.tree(path.read_text("utf-8"))):
         if not isinstance(node, ast.Call) or ast.unparse(node.func).rpartition(".")[2] not in OPENERS:
             continue
         for keyword in node.keywords:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import source
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,7 +37,7 @@ every_test = pytest.mark.parametrize("path", TESTS, ids=lambda path: str(path.re
 
 
 def nodes(path: Path) -> Iterator[ast.AST]:
-    return ast.walk(ast.parse(path.read_text("utf-8"), filename=str(path)))
+    return ast.walk(source.tree(path.read_text("utf-8")))
 
 
 @every_python_file
@@ -51,7 +53,7 @@ def test_functions_are_short(path: Path) -> None:
 def test_modules_are_short_and_say_what_they_are_for(path: Path) -> None:
     text = path.read_text("utf-8")
     assert len(text.splitlines()) <= MODULE_LINES_MAX
-    assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+    assert ast.get_docstring(source.tree(text)), f"{path} has no docstring"
 
 
 @every_python_file
