@@ -163,8 +163,10 @@ class _Examination:
         if any(finding.level == "error" for finding in self.found["database"]):
             self.report.is_blind = True
             return
+        missing = await self._missing()
         for name, outbox, question in questions(self.config):
-            await self._ask(name, outbox, question)
+            if outbox is None or outbox.name not in missing:
+                await self._ask(name, outbox, question)
         self._conclude()
         self.found["receivers"] += receivers
         for outbox in self.config.outboxes:
@@ -201,6 +203,15 @@ class _Examination:
         except errors.OutboxdError as exc:
             self.found[name] += check.error_findings(name, exc)
 
+    async def _missing(self) -> set[str]:
+        """Name the outboxes whose table is not there, which is said once, where tables are looked at."""
+        missing = set()
+        for outbox in self.config.outboxes:
+            with contextlib.suppress(errors.OutboxdError):
+                if await inspection.read_relation(self.connection, outbox.table) is None:
+                    missing.add(outbox.name)
+        return missing
+
     async def _ask(self, name: str, outbox: OutboxConfig | None, question: Query) -> None:
         """Ask, and keep the rows; a table that is locked is not waited for."""
         key = outbox.name if outbox is not None else ""
@@ -208,9 +219,7 @@ class _Examination:
             return
         try:
             doing = f"checking {name}{f' of outbox {key}' if key else ''}"
-            self.rows[name, key] = await query.fetch(
-                self.connection, question, doing, outbox=outbox, timeout_s=CHECK_S_MAX
-            )
+            self.rows[name, key] = await query.fetch(self.connection, question, doing, timeout_s=CHECK_S_MAX)
         except errors.OutboxdError as exc:
             # What only takes too long says nothing of the system.
             level: Level = "warning" if isinstance(exc, errors.StatementFailed) else "error"

@@ -86,7 +86,13 @@ async def _resume(loaded: Loaded, target: Target | None, ids: Sequence[int], *, 
         held = [row for row in after if row["in_force"] and any(each.overlaps(row) for each in targets)]
         for row in held:
             display.say(f"still off: {switching.subject(row)}, {switching.origin(row)}")
-        _complain(target, set(ids) - ended, ended, await _with_values(connection, config, held))
+        held_with_values = await _with_values(connection, config, held)
+        try:
+            _complain(target, set(ids) - ended, ended, held_with_values)
+        except errors.OutboxdError:
+            shared.echo_problems(problems)
+            raise
+        shared.echo_problems(problems[1:])
         if problems:
             raise problems[0]
 
@@ -110,7 +116,7 @@ async def _make_due(
     connection: asyncpg.Connection, config: Config, targets: Iterable[Target]
 ) -> list[errors.OutboxdError]:
     """Make what is in backoff due, and say how much; returns what is wrong with outboxes that were passed over."""
-    problems: list[errors.OutboxdError] = []
+    problems: dict[str, errors.OutboxdError] = {}  # several targets may pass over the same outbox
     for target in targets:
         if target.kind == "backfill":
             continue
@@ -122,9 +128,8 @@ async def _make_due(
         await retry.run()
         if retry.seen or not retry.problems:
             display.say(f"{shared.made_due(retry)} that had failed" if retry.seen else "nothing had failed")
-        shared.echo_problems(retry.problems)
-        problems += retry.problems
-    return problems
+        problems |= {str(problem): problem for problem in retry.problems}
+    return list(problems.values())
 
 
 async def _with_values(connection: asyncpg.Connection, config: Config, held: Sequence[Row]) -> list[tuple[Row, str]]:

@@ -229,6 +229,15 @@ async def test_no_receiver_at_all_is_an_error(trouble: Trouble) -> None:
     assert any("NO RECEIVER" in each["text"] for each in errors(document))
 
 
+async def test_a_missing_table_is_said_once(trouble: Trouble) -> None:
+    trouble.file.write_text(trouble.file.read_text().replace('table = "control_outbox"', 'table = "nothing"'))
+
+    _, document = await diagnosed(trouble)
+
+    said_of_it = [each for each in errors(document) if "there is no table nothing" in each["text"]]
+    assert [(each["check"], each["subject"]) for each in said_of_it] == [("tables", "outbox control")]
+
+
 async def test_a_locked_table_is_not_waited_for_and_the_locker_is_named(trouble: Trouble) -> None:
     async with connected(trouble.dsn) as other, other.transaction():
         await other.execute("LOCK TABLE control_outbox")
