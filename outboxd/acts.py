@@ -82,7 +82,7 @@ async def transaction(connection: asyncpg.Connection, doing: str) -> AsyncIterat
                 yield
     except errors.StatementFailed as exc:
         if exc.sqlstate == _LOCKED:
-            exc.hint = "Another session has locked it; `outboxd explain` and `outboxd doctor` show open transactions."
+            exc.hint = "Another session has locked it: `outboxd doctor` shows open transactions."
         raise
 
 

@@ -72,6 +72,13 @@ class Branch:
         """Whether the outbox is drained now, as far as anybody knows."""
         return self.ready.is_set() and not self.lacking
 
+    @property
+    def hindrance(self) -> str:
+        """Why nothing moves in it, or not for good: also while its table cannot be looked at, or nothing deleted."""
+        if self.lacking or self.scheduler is None or self.settler is None:
+            return self.lacking
+        return self.settler.refused or (self.scheduler.complaint if self.scheduler.failures else "")
+
     async def run(self, background: TaskGroup) -> None:
         """Drain until stopped. A missing or changed table is waited for; a bounded run keeps the error and ends."""
         tries = 0

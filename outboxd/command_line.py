@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 
 from outboxd import option_keys
@@ -23,7 +24,7 @@ def line(verb: str, *arguments: object, **options: str | None) -> str:
     return " ".join([*words, *map(_quoted, texts)])
 
 
-def lifting(key: str, value: str, off: str) -> str:
+def lifting(key: str, value: str, off: str, *, reason: str | None = None, left_s: float = math.inf) -> str:
     """
     Write the command that takes one entry out of an option's list; out of a list of one, the option is unset.
 
@@ -33,12 +34,16 @@ def lifting(key: str, value: str, off: str) -> str:
         key: Of the option.
         value: Its list, JSON; empty where it is gone meanwhile.
         off: The entry: an identifier in any spelling, or a name.
+        reason: Of the list: the other entries keep it,
+        left_s: and its end, in so many seconds.
     """
     items = option_keys.entries(value)
     if items is None:
         return line("options get", key)
     left = [item for item in items if option_keys.canonical(option_keys.parse(item)) != option_keys.canonical(off)]
-    return line("options set", key, f"[{', '.join(left)}]") if left else line("options unset", key)
+    expires = f"{max(1, round(left_s))}s" if math.isfinite(left_s) else None
+    options = {"reason": reason or None, "expires": expires}
+    return line("options set", key, f"[{', '.join(left)}]", **options) if left else line("options unset", key)
 
 
 def _option(name: str, value: str) -> str:

@@ -168,6 +168,8 @@ class _Examination:
             if outbox is None or outbox.name not in missing:
                 await self._ask(name, outbox, question)
         self._conclude()
+        async with self._bounded("daemons"):
+            await self._daemon_roles()
         self.found["receivers"] += receivers
         for outbox in self.config.outboxes:
             async with self._bounded("tables"):
@@ -202,6 +204,14 @@ class _Examination:
                     yield
         except errors.OutboxdError as exc:
             self.found[name] += check.error_findings(name, exc)
+
+    async def _daemon_roles(self) -> None:
+        """Look whether the roles of the living daemons may do what they do: one may have lost a privilege since."""
+        rows = [row for row in self.rows.get(("daemons", ""), []) if symptoms.is_alive(row)]
+        drains = [row for row in rows if any(symptoms.drains(row, outbox) for outbox in self.config.outboxes)]
+        for role, row in {row["role"]: row for row in reversed(drains) if row["role"]}.items():
+            grants = await privileges.missing_grants(self.connection, self.config, role, "daemon")
+            self.found["daemons"] += symptoms.unprivileged(row, grants)
 
     async def _missing(self) -> set[str]:
         """Name the outboxes whose table is not there, which is said once, where tables are looked at."""

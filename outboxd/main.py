@@ -31,6 +31,7 @@ Companion = Callable[[], Coroutine[Any, Any, None]]
 
 WAIT_LOG_INTERVAL_S = 60.0
 WAIT_PAUSE_S_MAX = 5.0
+STATE_INTERVAL_S = 2.0
 SUMMARY_INTERVAL_S = 60.0
 LEFT_TASKS_S_MAX = 2.0
 
@@ -169,6 +170,7 @@ class Daemon:
         self._registry = equip(self._loaded)
         self._manager = ServiceManager()
         self._reload = asyncio.Event()
+        self._shown: list[str] = []
 
     async def run(self) -> int:
         """Start up, drain, shut down; returns the exit code."""
@@ -241,6 +243,7 @@ class Daemon:
         await self._pipeline.run(
             self._announce_readiness,
             self._summarise,
+            self._watch_state,
             self._reload_when_told,
             self._housekeeping.run,
             self._stopper.run,
@@ -258,12 +261,26 @@ class Daemon:
 
     def _show_state(self, done: str = "") -> None:
         """Show what is drained, or was *done*, and why the rest is not; without a claim session, nothing is."""
+        self._shown = self._hindrances()
         if self._pipeline.claims.lost_by:
             self._manager.status(f"waiting: {self._pipeline.claims.lost_by}")
             return
-        drained = ", ".join(branch.config.name for branch in self._pipeline.branches if not branch.lacking)
-        waiting = [f"waiting: {branch.lacking}" for branch in self._pipeline.branches if branch.lacking]
+        names = [branch.config.name for branch in self._pipeline.branches]
+        drained = ", ".join(name for name, hindrance in zip(names, self._shown, strict=True) if not hindrance)
+        waiting = [f"waiting: {hindrance}" for hindrance in self._shown if hindrance]
         self._manager.status("; ".join([*waiting, done or f"draining {drained or 'nothing'}"]))
+
+    async def _watch_state(self) -> NoReturn:
+        """Show it when an outbox begins to be hindered, and when that is over."""
+        while True:
+            await asyncio.sleep(STATE_INTERVAL_S)
+            if self._hindrances() != self._shown:
+                self._show_state()
+
+    def _hindrances(self) -> list[str]:
+        """Tell what keeps the outboxes, a text each; without a claim session, that one for all of them."""
+        lost_by = self._pipeline.claims.lost_by
+        return [lost_by or branch.hindrance for branch in self._pipeline.branches]
 
     async def _announce_stop(self) -> None:
         await self._stopper.stopping.wait()

@@ -7,6 +7,7 @@ which somebody would have to mend things: a shard that is paused gains nothing f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from outboxd.shard_facts import CategoryCount, Facts, Failure, Switch, Transaction
 
 Code = Literal[
-    "draining", "uncommitted", "empty", "paused", "no_daemon", "hanging", "unknown_category", "no_receiver", "behind",
-    "backoff", "failed", "not_due", "due",
+    "draining", "uncommitted", "empty", "paused", "no_daemon", "unprivileged", "hanging", "unknown_category",
+    "no_receiver", "behind", "backoff", "failed", "not_due", "due",
 ]  # fmt: skip
 OPEN_S_MAX = 10.0
 FORGOTTEN_S = 300.0
@@ -169,7 +170,8 @@ def _resume(facts: Facts, switch: Switch) -> str:
     if switch.option is None:
         return line("resume", switch.pause)
     off = {"outbox": facts.outbox, "category": switch.category_name, "shard": facts.shard}[switch.covers]
-    return lifting(switch.option, switch.value or "[]", str(off))
+    left_s = facts.seconds_until(switch.expires_at) if switch.expires_at else math.inf
+    return lifting(switch.option, switch.value or "[]", str(off), reason=switch.reason, left_s=left_s)
 
 
 def _no_daemon(case: Case) -> Iterable[Reason]:
@@ -185,6 +187,17 @@ def _no_daemon(case: Case) -> Iterable[Reason]:
     remedy = [f"{start}; or drain this shard here:", case.command("drain")] if _drains(case) else [f"{start}."]
     text = f"no daemon is running that drains outbox {facts.outbox}"
     yield Reason("no_daemon", text, details, remedy, blocks=facts.messages > 0)
+
+
+def _unprivileged(case: Case) -> Iterable[Reason]:
+    """Nobody who could drain it may: it is not delivered, or delivered and not deleted."""
+    facts = case.facts
+    living = [each for each in facts.daemons if each.backend_pid]
+    if living and all(each.may_drain is False for each in living):
+        roles = ", ".join(dict.fromkeys(str(each.role) for each in living))
+        text = f"role {roles}, as which the daemon works, lacks privileges on the table of outbox {facts.outbox}"
+        remedy = ["Give it what it lacks; this names it:", "outboxd doctor"]
+        yield Reason("unprivileged", text, [], remedy, blocks=facts.messages > 0)
 
 
 def _hanging(case: Case) -> Iterable[Reason]:
@@ -318,6 +331,6 @@ def _due(case: Case) -> Reason:
 
 Rule = Callable[[Case], Iterable[Reason]]
 RULES: tuple[Rule, ...] = (
-    _draining, _uncommitted, _empty, _paused, _no_daemon, _hanging, _unknown_category, _no_receiver, _behind, _backoff,
-    _failed, _not_due,
+    _unprivileged, _draining, _uncommitted, _empty, _paused, _no_daemon, _hanging, _unknown_category,
+    _no_receiver, _behind, _backoff, _failed, _not_due,
 )  # fmt: skip

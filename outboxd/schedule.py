@@ -96,7 +96,7 @@ class Scheduler:
         self._resting: dict[ShardKey, float] = {}
         self._off: dict[ShardKey, float] = {}
         self._looked_at = 0.0
-        self._failures = 0
+        self.failures, self.complaint = 0, ""  # in a row, and the last one's error
         self._reported: errors.OutboxdError | None = None
         self._logs_turns = _is_debug()
         self._claimed = 0
@@ -121,15 +121,15 @@ class Scheduler:
             except errors.SchemaError:
                 raise
             except errors.OutboxdError as exc:
-                self._failures += 1
+                self.failures += 1
                 self._complain(exc)
-                if self.bounded is not None and self._failures > BOUNDED_FAILURES_MAX:
+                if self.bounded is not None and self.failures > BOUNDED_FAILURES_MAX:
                     raise
                 self._live.beat()  # a look that ended in an error has ended, too
-                await self._rest(min(PAUSE_S_MAX, 0.05 * 2**self._failures))
+                await self._rest(min(PAUSE_S_MAX, 0.05 * 2**self.failures))
                 continue
             if not self._held:  # with claims held it is their reading that may fail
-                self._failures = 0
+                self.failures = 0
             if self._has_progressed():
                 self._live.beat()
             if worked:
@@ -166,7 +166,7 @@ class Scheduler:
     def started(self, _turn: Turn) -> None:
         """Note that a drainer has taken a turn: there is room for another claim."""
         self._ahead -= 1
-        self._failures = 0
+        self.failures = 0
         self._pace.tick()
         if self._ahead <= self._kick_at:
             self._kick.set()
@@ -389,7 +389,7 @@ class Scheduler:
 
     def _complain(self, exc: errors.OutboxdError) -> None:
         """Say it at the first failure, then ever more rarely."""
-        failures = self._failures
+        failures, self.complaint = self.failures, str(exc)
         if failures & (failures - 1) == 0:
             log.warning(
                 "outbox.unavailable", outbox=self._outbox.name, error=str(exc), hint=exc.hint or None, failures=failures

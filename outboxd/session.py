@@ -108,8 +108,9 @@ def _translate_server(exc: asyncpg.PostgresError, doing: str) -> errors.OutboxdE
     if state == _UNKNOWN_DATABASE:
         return errors.ConfigError([f"dsn: {exc}"], hint="Create the database, or name another one.")
     if state.startswith("08") or state in _UNAVAILABLE:
-        hint = _READ_ONLY_HINT if state == _READ_ONLY else ""
-        return errors.StoreUnavailable(f"{doing}: {exc}", hint=hint)
+        if state == _READ_ONLY:
+            return errors.StoreUnavailable(f"{doing}: the database takes no writes ({exc})", hint=_READ_ONLY_HINT)
+        return errors.StoreUnavailable(f"{doing}: {exc}")
     if state in _MISSING:
         return errors.SchemaError(f"{doing}: {exc}", hint="Run `outboxd migrate`.")
     if state == _PRIVILEGE:

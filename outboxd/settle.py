@@ -80,6 +80,8 @@ class Settler:
         self.gives_up = False
         """In a bounded run: give up what the database refuses again and again, and keep the last `error`."""
         self.error: errors.OutboxdError | None = None
+        self.refused = ""
+        """The last error, while the database refuses to write what was delivered."""
         self.idle = asyncio.Event()
         self.idle.set()
         self.meter = meter
@@ -233,6 +235,7 @@ class Settler:
             return
         turn = batch[0].turn
         turn.deferrals += 1
+        self.refused = str(exc)
         hint = exc.hint or None if isinstance(exc, errors.OutboxdError) else None
         log.warning("settle.deferred", outbox=self._outbox.name, endings=len(batch), error=str(exc), hint=hint)
         if self.gives_up and turn.deferrals > DEFERRALS_MAX:
@@ -263,6 +266,7 @@ class Settler:
                 tally.delivered += entry.calls
                 tally.retired += entry.row_count
             self._settled(done)
+            self.refused = ""
             self._live.beat()
             observe(self._outbox.name, self.meter, done)
         batch.clear()

@@ -83,6 +83,8 @@ class Daemon(msgspec.Struct, frozen=True):
     died_at: str | None
     backend_pid: int | None
     quiet_s: float | None = None
+    role: str | None = None
+    may_drain: bool | None = None
 
     @property
     def is_quiet(self) -> bool:

@@ -72,6 +72,14 @@ def _quiet(row: Row) -> Finding:
     return Finding("error", "daemons", text, QUIET_REMEDY)
 
 
+def unprivileged(daemon: Row, grants: list[str]) -> list[Finding]:
+    """Tell what the role of a daemon lacks, as GRANTs."""
+    if not grants:
+        return []
+    text = f"role {daemon['role']}, as which {_daemon(daemon)} works, lacks privileges that a daemon needs"
+    return [Finding("error", "daemons", text, "\n".join(grants))]
+
+
 def _dead(rows: list[Row]) -> list[Finding]:
     dead = [row for row in rows if not is_alive(row)]
     found = [_death(row) for row in dead[:NAMED_MAX]]
@@ -109,7 +117,7 @@ def claims(rows: list[Row], lags: dict[str, Row], config: Config) -> list[Findin
         if not lag["due"] or lag["lag_s"] <= patience_s or lag["is_off"] or (claimed and are_its_own):
             found.append(Finding("ok", subject, text))
             continue
-        remedy = "Look at their log for outbox.unavailable, claims.lost and daemon.waiting."
+        remedy = "Look at their log for outbox.not_ready, outbox.unavailable, settle.deferred and claims.lost."
         late = f"messages have been due for {duration(lag['lag_s'])}"
         if claimed:
             found.append(Finding("info", subject, f"{late}; {text}: perhaps none is of this one", remedy))
@@ -169,7 +177,7 @@ def locks(rows: list[Row], outbox: OutboxConfig) -> list[Finding]:
             "error" if row["granted"] else "warning",
             f"outbox {outbox.name}",
             f"{_session(row)} {'holds' if row['granted'] else 'waits for'} {row['mode']} on the table"
-            f"{_for(row['age_s'])}: nobody gets past it",
+            f"{_for(row['age_s']).rstrip(',')}: nobody gets past it",
             f"Let it end; or end it: SELECT pg_terminate_backend({row['pid']});",
         )
         for row in rows

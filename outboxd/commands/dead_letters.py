@@ -216,11 +216,13 @@ async def _retry_in(
     connection: asyncpg.Connection, config: Config, outbox: OutboxConfig, selection: Selection, counted: Counted
 ) -> int:
     """Put back those of one outbox, and tell how many stay."""
-    tally = Tally()
+    tally, is_done = Tally(), False
     try:
         await dead_letters.retry(connection, config, outbox, selection, tally, until=counted.newest_id)
+        is_done = True
     finally:  # also when interrupted: each batch is committed
-        display.say(f"outbox {outbox.name}: {_many(tally.moved)} put back, due now")
+        if is_done or tally.moved:
+            display.say(f"outbox {outbox.name}: {_many(tally.moved)} put back, due now")
     if tally.stayed:
         display.say(
             f"outbox {outbox.name}: {_many(tally.stayed)} stay: their ids are taken in the outbox,"
@@ -232,12 +234,14 @@ async def _retry_in(
 
 async def _purge(loaded: Loaded, selection: Selection, counted: Counted) -> int:
     async with access.opened(loaded, "operator", name="letters") as connection:
-        tally = Tally()
+        tally, is_done = Tally(), False
         try:
             if counted.total:
                 await dead_letters.purge(connection, loaded.config, selection, tally, until=counted.newest_id)
+            is_done = True
         finally:
-            display.say(f"{_many(tally.moved)} deleted")
+            if is_done or tally.moved:
+                display.say(f"{_many(tally.moved)} deleted")
     return 0
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
+import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -158,8 +160,16 @@ def _complain(target: Target | None, missing: set[int], ended: set[int], held: S
         display.say(f"hint: {hint}", err=True)
 
 
+def _left_s(expires_at: str | None) -> float:
+    try:
+        return (dt.datetime.fromisoformat(expires_at or "never") - dt.datetime.now(dt.UTC)).total_seconds()
+    except ValueError:  # never, or beyond what a datetime can hold
+        return math.inf
+
+
 def _remedy(row: Row, value: str) -> str:
     if row["id"] is not None:
         return f"End it: {command_line.line('resume', row['id'])}"
     entry = row["shard_identifier"] or row["what"]
-    return f"Take it out of the option: {command_line.lifting(row['option'], value, entry)}"
+    without = command_line.lifting(row["option"], value, entry, reason=row["reason"], left_s=_left_s(row["expires_at"]))
+    return f"Take it out of the option: {without}"

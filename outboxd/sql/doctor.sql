@@ -26,6 +26,7 @@ SELECT
     w.died_at,
     coalesce(w.died_at < now() - make_interval(secs => {value:death_counts_s}), false) AS is_long_dead,
     registered.pid AS backend_pid,
+    a.usename::text AS role,
     round(extract(epoch FROM clock_timestamp() - a.state_change), 1)::float8 AS quiet_s,
     (
         SELECT count(*)

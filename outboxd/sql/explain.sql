@@ -109,6 +109,11 @@ workers AS (
         w.died_at,
         registered.pid AS backend_pid,
         round(extract(epoch FROM clock_timestamp() - a.state_change), 1)::float8 AS quiet_s,
+        a.usename::text AS role,
+        has_table_privilege(a.usesysid, {regclass}, 'SELECT')
+            AND has_table_privilege(a.usesysid, {regclass}, 'INSERT')
+            AND has_table_privilege(a.usesysid, {regclass}, 'UPDATE')
+            AND has_table_privilege(a.usesysid, {regclass}, 'DELETE') AS may_drain,
         NOT w.outboxes @> '[{"one_shard": true}]' AS is_daemon -- else an `outboxd drain`
     FROM {schema}.worker AS w
     LEFT JOIN locks AS registered
@@ -120,7 +125,8 @@ workers AS (
         AND w.outboxes @> jsonb_build_array(jsonb_build_object('name', {outbox}::text))
 ),
 daemons AS (
-    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, w.backend_pid, w.quiet_s
+    SELECT w.id, w.host, w.pid, w.version, w.silo_mode, w.started_at, w.died_at, w.backend_pid, w.quiet_s,
+        w.role, w.may_drain
     FROM workers AS w
     WHERE w.is_daemon
     -- The living first: one that dies at each start leaves hundreds of rows a day.

@@ -150,6 +150,18 @@ async def test_a_running_daemon_that_loses_its_database_shows_it(installation: I
         await installation.until(lambda: systemd.heard[-1] == "STATUS=draining main", by=daemon)
 
 
+@only_by_path
+async def test_an_outbox_that_somebody_has_locked_is_shown_while_it_is(
+    installation: Installation, systemd: Systemd
+) -> None:
+    async with installation.daemon(env=systemd.environment()) as daemon:
+        await eventually_ready(installation, systemd, daemon)
+        async with installation.connection.transaction():
+            await installation.connection.execute("LOCK TABLE outbox")
+            await installation.until(lambda: systemd.heard[-1].startswith("STATUS=waiting: "), by=daemon)
+        await installation.until(lambda: systemd.heard[-1] == "STATUS=draining main", by=daemon)
+
+
 async def eventually_ready(installation: Installation, systemd: Systemd, daemon: Outboxd) -> None:
     async def is_ready() -> bool:
         return "READY=1" in systemd.heard

@@ -24,6 +24,8 @@ from outboxd.command_line import lifting, line
         (line("dead-letters list", shard="-5"), "outboxd dead-letters list --shard=-5"),
         (line("resume", 3), "outboxd resume 3"),
         (lifting("key", '[1, "2", null, 1e5000]', "1"), "outboxd options set key '[\"2\", null, 1e5000]'"),
+        (lifting("key", "[7, 8]", "7", reason="too loud", left_s=59.6),
+         "outboxd options set --reason 'too loud' --expires 60s key '[8]'"),
         (lifting("key", "[7.0, 8]", "7"), "outboxd options set key '[8]'"),
         (lifting("key", f"[{'9' * 5_000}, 8]", "8"), f"outboxd options set key '[{'9' * 5_000}]'"),
         (lifting("key", f"[1e{4_999}, 8]", "1" + "0" * 4_999), "outboxd options set key '[8]'"),

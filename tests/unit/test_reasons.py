@@ -29,6 +29,7 @@ KNOWN = Known(
 NAMES = {MEMBER: "MEMBER", TEAM: "TEAM", SKIPPING: "SKIPPING", STRANGE: "999"}
 ALIVE = Daemon(7, "host-a", 4711, "1.0", "monolith", PAST, None, 900)
 HANGING = msgspec.structs.replace(ALIVE, quiet_s=20.0)
+UNPRIVILEGED = msgspec.structs.replace(ALIVE, role="daemon", may_drain=False)
 HOLDER = Holder(900, "outboxd: claim", "host-a", 4711, "1.0", PAST)
 
 
@@ -143,6 +144,12 @@ CASES = {
         facts(daemons=[HANGING, msgspec.structs.replace(ALIVE, backend_pid=None)]),
         ["hanging"],
     ),
+    "the only daemon may not drain": (facts(daemons=[UNPRIVILEGED]), ["unprivileged"]),
+    "a daemon that may not delete has claimed it": (
+        facts(daemons=[UNPRIVILEGED], claimed_by=HOLDER),
+        ["unprivileged", "draining"],
+    ),
+    "one of two daemons may not drain": (facts(daemons=[UNPRIVILEGED, ALIVE]), ["due"]),
     "one of two daemons hangs": (facts(daemons=[HANGING, ALIVE]), ["due"]),
     "nothing there, the only daemon hangs": (facts(due=0, daemons=[HANGING]), ["empty", "hanging"]),
     "the only daemon hangs, paused": (facts(daemons=[HANGING], switches=[switch()]), ["paused", "hanging"]),
@@ -326,7 +333,11 @@ class TestWords:
         category = MEMBER if covers == "category" else None
         option = switch(covers, category, kind="option", pause=None, option="outbox.off", value=value)
 
-        assert reasons(facts(switches=[option]), KNOWN)[0].remedy == [f"outboxd {command}"]
+        assert reasons(facts(switches=[option]), KNOWN)[0].remedy == [
+            f"outboxd {command}".replace(
+                "options set ", "options set --reason 'their endpoint is down' --expires 1800s "
+            )
+        ]
 
     def test_backoff_says_attempts_error_and_when_it_is_tried_next(self) -> None:
         text = said(reasons(facts(due=0, later=3, failures=[failure()]), KNOWN)[0])

@@ -170,6 +170,11 @@ async def test_a_privilege_that_is_taken_from_a_daemon_is_named(walked: Trouble)
         )
         deferred = await daemon.wait_for_event("settle.deferred")
         assert "outboxd check" in deferred["hint"]
+        doctor = await run("doctor", config=walked.file)
+        assert f"role {name}, as which pid {daemon.pid} on " in doctor.stdout
+        assert f"-> GRANT DELETE ON public.outbox TO {name};" in doctor.stdout
+        explained = await run("explain", "0", "1", config=walked.file)
+        assert explained.stdout_lines[0].startswith(f"role {name}, as which the daemon works, lacks privileges")
 
 
 async def test_a_privilege_on_our_own_schema_that_is_taken_from_a_daemon_is_named(walked: Trouble) -> None:
