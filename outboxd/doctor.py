@@ -11,6 +11,8 @@ import contextlib
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from outboxd import (
     check,
     contract,
@@ -208,10 +210,13 @@ class _Examination:
     async def _daemon_roles(self) -> None:
         """Look whether the roles of the living daemons may do what they do: one may have lost a privilege since."""
         rows = [row for row in self.rows.get(("daemons", ""), []) if symptoms.is_alive(row)]
-        drains = [row for row in rows if any(symptoms.drains(row, outbox) for outbox in self.config.outboxes)]
-        for role, row in {row["role"]: row for row in reversed(drains) if row["role"]}.items():
-            grants = await privileges.missing_grants(self.connection, self.config, role, "daemon")
-            self.found["daemons"] += symptoms.unprivileged(row, grants)
+        for role in dict.fromkeys(row["role"] for row in rows if row["role"]):
+            own = [row for row in rows if row["role"] == role]
+            drained = [o for o in self.config.outboxes if any(symptoms.drains(row, o) for row in own)]
+            if drained:  # of each silo its own: a daemon of the other one needs nothing here
+                config = msgspec.structs.replace(self.config, outbox=drained)
+                grants = await privileges.missing_grants(self.connection, config, role, "daemon")
+                self.found["daemons"] += symptoms.unprivileged(own[0], grants)
 
     async def _missing(self) -> set[str]:
         """Name the outboxes whose table is not there, which is said once, where tables are looked at."""

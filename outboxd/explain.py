@@ -40,9 +40,10 @@ _ABOUT = """\
 Why does shard {shard} of {scope} in outbox {outbox} not move? One row: read it with \\x on.
 messages and due are counted up to {most}; is_at_least says that there are more.
 failures: what failed in it; next_attempt_at is when it is tried again. switches: pauses and options that cover it.
-claimed_by: who drains it now. daemons: who could; without backend_pid it is dead. quiet_s: since its claim session
-did anything; empty where this role may not see it. transactions: who has written to the
-table and not committed; without since it is another role's, which only members of pg_read_all_stats see."""
+claimed_by: who drains it now. daemons: who could; without backend_pid it is dead, without may_drain its role lacks
+privileges on the table. quiet_s: since its claim session did anything; empty where you may not see it.
+transactions: who has written to the table and not committed; without since it is another role's, which only members
+of pg_read_all_stats see."""
 
 
 class Asked(msgspec.Struct, frozen=True):

@@ -266,7 +266,6 @@ class Settler:
                 tally.delivered += entry.calls
                 tally.retired += entry.row_count
             self._settled(done)
-            self.refused = ""
             self._live.beat()
             observe(self._outbox.name, self.meter, done)
         batch.clear()
@@ -376,7 +375,7 @@ class Settler:
 
     def _settled(self, entries: Sequence[Entry]) -> None:
         """Note what is committed; whoever waits for a turn of it hears so."""
-        was_full, self.settled_at = self.is_full, time.monotonic()
+        was_full, self.settled_at, self.refused = self.is_full, time.monotonic(), ""
         for entry in entries:
             self._unsettled_rows -= entry.row_count
             turn = entry.turn

@@ -177,6 +177,19 @@ async def test_a_privilege_that_is_taken_from_a_daemon_is_named(walked: Trouble)
         assert explained.stdout_lines[0].startswith(f"role {name}, as which the daemon works, lacks privileges")
 
 
+async def test_of_a_daemon_of_one_silo_nothing_is_asked_about_the_other(walked: Trouble) -> None:
+    only = "REVOKE ALL ON control_outbox FROM {0}"
+    async with (
+        granted(walked, USAGE, ALL, only) as (name, dsn),
+        outboxd(config=walked.file, env={"OUTBOX_DSN": dsn, "OUTBOX_SILO_MODE": "region"}) as daemon,
+    ):
+        await daemon.wait_for_event("daemon.ready")
+        doctor = await run("doctor", config=walked.file)
+
+    assert f"drained by pid {daemon.pid} on " in doctor.stdout
+    assert f"role {name}, as which" not in doctor.stdout
+
+
 async def test_a_privilege_on_our_own_schema_that_is_taken_from_a_daemon_is_named(walked: Trouble) -> None:
     async with granted(walked, USAGE, ALL) as (name, dsn), daemon_of(walked, dsn) as daemon:
         await daemon.wait_for_event("daemon.ready")
