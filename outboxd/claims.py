@@ -107,7 +107,8 @@ class Claims:
     def __init__(self, dsn: Callable[[], str], config: Config, live: Live, *, one_shard: bool = False) -> None:
         self._dsn = dsn
         self._config = config
-        self._kind: RoleKind = "operator" if one_shard else "daemon"
+        self.kind: RoleKind = "operator" if one_shard else "daemon"
+        """What its role needs privileges for."""
         self._silo_mode = config.silo_mode
         mark = {"one_shard": True} if one_shard else {}
         self._outboxes: list[dict[str, Any]] = [
@@ -184,7 +185,7 @@ class Claims:
             except errors.OutboxdError as exc:
                 self._tell(str(exc))
                 if failures & (failures - 1) == 0:  # at the first one, then ever more rarely
-                    await access.name_grants(exc, self._dsn, self._config, self._kind)
+                    await access.name_grants(exc, self._dsn, self._config, self.kind)
                     log.warning("claims.lost", error=str(exc), hint=exc.hint or None)
             self._live.beat()
             if not self.is_open:

@@ -6,6 +6,7 @@ import math
 import shlex
 
 from outboxd import option_keys
+from outboxd.shard_facts import seconds_between
 
 
 def line(verb: str, *arguments: object, **options: str | None) -> str:
@@ -24,7 +25,9 @@ def line(verb: str, *arguments: object, **options: str | None) -> str:
     return " ".join([*words, *map(_quoted, texts)])
 
 
-def lifting(key: str, value: str, off: str, *, reason: str | None = None, left_s: float = math.inf) -> str:
+def lifting(
+    key: str, value: str, off: str, *, now: str, reason: str | None = None, expires_at: str | None = None
+) -> str:
     """
     Write the command that takes one entry out of an option's list; out of a list of one, the option is unset.
 
@@ -34,13 +37,15 @@ def lifting(key: str, value: str, off: str, *, reason: str | None = None, left_s
         key: Of the option.
         value: Its list, JSON; empty where it is gone meanwhile.
         off: The entry: an identifier in any spelling, or a name.
-        reason: Of the list: the other entries keep it,
-        left_s: and its end, in so many seconds.
+        now: As JSON has it.
+        reason: Of the list; the other entries keep it,
+        expires_at: and its end.
     """
     items = option_keys.entries(value)
     if items is None:
         return line("options get", key)
     left = [item for item in items if option_keys.canonical(option_keys.parse(item)) != option_keys.canonical(off)]
+    left_s = math.inf if expires_at is None else seconds_between(now, expires_at)
     expires = f"{max(1, round(left_s))}s" if math.isfinite(left_s) else None
     options = {"reason": reason or None, "expires": expires}
     return line("options set", key, f"[{', '.join(left)}]", **options) if left else line("options unset", key)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ import click
 
 from outboxd.display import duration, one_line, show_lines, show_table
 from outboxd.query import as_written
+from outboxd.shard_facts import seconds_between
 from outboxd.switching import Row, origin, subject
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _next_try(row: Mapping[str, Any], now: str) -> str:
     """Tell when it is, or how long there is none."""
     if row["paused"] is None:
         return when(row["next_attempt"], now)
-    return "paused" if row["paused_until"] is None else f"paused for {_span(_seconds_until(row['paused_until'], now))}"
+    return "paused" if row["paused_until"] is None else f"paused for {_span(seconds_between(now, row['paused_until']))}"
 
 
 def show_messages(rows: Sequence[Mapping[str, Any]], now: str, where: str, *, of_object: bool) -> None:
@@ -136,14 +136,14 @@ def name_of(row: Mapping[str, Any]) -> str:
 
 def age(time: str | None, now: str) -> str:
     """Tell how long ago it was."""
-    return "-" if time is None else _span(-_seconds_until(time, now))
+    return "-" if time is None else _span(-seconds_between(now, time))
 
 
 def when(time: str | None, now: str) -> str:
     """Tell in how long it is, or that it is over."""
     if time is None:
         return "?"
-    left = _seconds_until(time, now)
+    left = seconds_between(now, time)
     if left <= 0:
         return "now"
     return "never" if math.isinf(left) else f"in {duration(left)}"
@@ -151,13 +151,6 @@ def when(time: str | None, now: str) -> str:
 
 def _span(seconds: float) -> str:
     return "for ever" if math.isinf(seconds) and seconds > 0 else duration(max(0.0, seconds))
-
-
-def _seconds_until(time: str, now: str) -> float:
-    try:
-        return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
-    except ValueError:  # infinite, or a year that Python does not know
-        return -math.inf if time.startswith("-") or time.endswith("BC") else math.inf
 
 
 def _place_titles(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -178,7 +171,7 @@ def _state(row: Mapping[str, Any], now: str) -> str:
         return str(row["state"])
     if row["state"] == "not due":
         return f"not due, {when(row['until'], now)}"
-    return f"{row['state']} for {_span(_seconds_until(row['until'], now))}"
+    return f"{row['state']} for {_span(seconds_between(now, row['until']))}"
 
 
 def payload_of(row: Mapping[str, Any]) -> str | None:

@@ -26,7 +26,7 @@ _PART = re.compile(r"\s?\S+?(?:[./](?=[^\W\d_])|(?=\s|$))")
 _WORD = re.compile(r"(\s*)(\S+)")
 _WORD_OR_QUOTED = re.compile(r"(\s*)(`[^`]+`\S*|\S+)")
 _COMMAND = "(?:outboxd|ALTER|COMMIT|CREATE|DROP|GRANT|REINDEX|ROLLBACK|SELECT|VACUUM) "
-_TO_COPY = re.compile(rf"\s*(?:-> {_COMMAND}|-> .*: {_COMMAND}|GRANT |ALTER |CREATE )|.*: outboxd ")
+_TO_COPY = re.compile(rf"\s*(?:-> (?:.*: )?{_COMMAND}|GRANT |ALTER |CREATE )|.*: outboxd ")
 
 
 def is_terminal(stream: TextIO) -> bool:

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from outboxd.inspection import Table
     from outboxd.model import ShardKey
     from outboxd.outbox import Outbox
-    from outboxd.privileges import RoleKind
     from outboxd.registry import Registry
 
 log = structlog.get_logger()
@@ -102,7 +101,7 @@ class Pipeline:
             ConfigError, PoolerError, FleetError: Waiting does not help.
             StoreUnavailable, SchemaError: It may help.
         """
-        async with access.naming_grants(self.dsn, self.config, self._kind):
+        async with access.naming_grants(self.dsn, self.config, self.claims.kind):
             try:
                 await self._open()
             except errors.OutboxdError as exc:
@@ -112,11 +111,7 @@ class Pipeline:
 
     async def name_grants(self, exc: errors.OutboxdError) -> None:
         """Name the GRANTs in an error about a privilege."""
-        await access.name_grants(exc, self.dsn, self.config, self._kind)
-
-    @property
-    def _kind(self) -> RoleKind:
-        return "daemon" if self._only is None else "operator"
+        await access.name_grants(exc, self.dsn, self.config, self.claims.kind)
 
     async def _open(self) -> None:
         await require_database(self.dsn(), self.config)

@@ -7,7 +7,6 @@ which somebody would have to mend things: a shard that is paused gains nothing f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Literal
 
@@ -65,7 +64,7 @@ def _draining(case: Case) -> Iterable[Reason]:
         details = [f"running since {moment_of(case.facts, holder.started_at)}, version {holder.version}"]
         details.append(f"its claim session is backend {holder.backend_pid}")
     remedy = ["Wait for the delivery; one that hangs ends after receiver_timeout_s.", case.command("explain")]
-    if holder.is_daemon and holder.is_quiet:
+    if holder.is_quiet:
         details.append(_quiet(holder.quiet_s))
         remedy = [QUIET_REMEDY]
     yield Reason("draining", f"it is being drained now, by {who}", details, remedy)
@@ -170,13 +169,13 @@ def _resume(facts: Facts, switch: Switch) -> str:
     if switch.option is None:
         return line("resume", switch.pause)
     off = {"outbox": facts.outbox, "category": switch.category_name, "shard": facts.shard}[switch.covers]
-    left_s = facts.seconds_until(switch.expires_at) if switch.expires_at else math.inf
-    return lifting(switch.option, switch.value or "[]", str(off), reason=switch.reason, left_s=left_s)
+    left = {"reason": switch.reason, "expires_at": switch.expires_at}
+    return lifting(switch.option, switch.value or "[]", str(off), now=facts.asked_at, **left)
 
 
 def _no_daemon(case: Case) -> Iterable[Reason]:
     facts = case.facts
-    if any(daemon.backend_pid for daemon in facts.daemons) or facts.claimed_by is not None:
+    if case.living() or facts.claimed_by is not None:
         return
     details = [
         f"the daemon with pid {each.pid} on {each.host} has died"
@@ -192,7 +191,7 @@ def _no_daemon(case: Case) -> Iterable[Reason]:
 def _unprivileged(case: Case) -> Iterable[Reason]:
     """Nobody who could drain it may: it is not delivered, or delivered and not deleted."""
     facts = case.facts
-    living = [each for each in facts.daemons if each.backend_pid]
+    living = case.living()
     if living and all(each.may_drain is False for each in living):
         roles = ", ".join(dict.fromkeys(str(each.role) for each in living))
         text = f"role {roles}, as which the daemon works, lacks privileges on the table of outbox {facts.outbox}"
@@ -203,7 +202,7 @@ def _unprivileged(case: Case) -> Iterable[Reason]:
 def _hanging(case: Case) -> Iterable[Reason]:
     """Every daemon that could drain it has stopped to turn; of a shard that one of them holds, `_draining` tells."""
     facts = case.facts
-    living = [each for each in facts.daemons if each.backend_pid]
+    living = case.living()
     if not living or facts.claimed_by is not None or not all(each.is_quiet for each in living):
         return
     named = [f"the daemon with pid {each.pid} on {each.host}: {_quiet(each.quiet_s)}" for each in living[:3]]
@@ -316,7 +315,7 @@ def _about_failure(case: Case, failing: Failure) -> list[str]:
 
 def _not_due(case: Case) -> Iterable[Reason]:
     facts, off = case.facts, case.off()
-    if case.due() or facts.awaited() or all(count.category in off for count in facts.categories):
+    if case.due() or facts.retries(due=False) or all(count.category in off for count in facts.categories):
         return
     text = f"nothing{' else' if facts.due else ''} is due: the next message is {moment_of(facts, facts.next_due_at)}"
     yield Reason("not_due", text, [waiting(facts)], ["Wait; or have it delivered now:", case.command("retry")])

@@ -9,7 +9,7 @@ import msgspec
 from outboxd.command_line import line
 from outboxd.display import counted, duration, moment
 from outboxd.model import DIED_ERROR
-from outboxd.shard_facts import Facts, Failure  # noqa: TC001  msgspec reads them
+from outboxd.shard_facts import Daemon, Facts, Failure  # noqa: TC001  msgspec reads them
 
 ERROR_SHOWN_MAX = 300
 
@@ -49,14 +49,13 @@ class Case(msgspec.Struct, frozen=True):
 
     def failing(self, *, due: bool = False) -> list[Failure]:
         """Return the failures whose next try has come (*due*) or not, without a delivery that was counted ahead."""
-        facts, is_claimed = self.facts, self.facts.claimed_by is not None
-        return [
-            f
-            for f in facts.failures
-            if f.next_attempt_at is not None
-            and facts.is_due(f.next_attempt_at) is due
-            and not (is_claimed and f.last_error == DIED_ERROR and f.attempts == 1)
-        ]
+        is_claimed = self.facts.claimed_by is not None
+        found = self.facts.retries(due=due)
+        return [f for f in found if not (is_claimed and f.last_error == DIED_ERROR and f.attempts == 1)]
+
+    def living(self) -> list[Daemon]:
+        """Return the daemons that live, of those that drain the outbox."""
+        return [each for each in self.facts.daemons if each.backend_pid]
 
     def blocking(self) -> Failure | None:
         """Return the failure that holds up the whole shard, if any."""

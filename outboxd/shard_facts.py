@@ -67,8 +67,8 @@ class Holder(msgspec.Struct, frozen=True):
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it hangs: never said of somebody unknown."""
-        return self.pid is not None and (self.quiet_s or 0.0) > QUIET_S_MAX
+        """Whether it is a daemon that hangs: never said of somebody unknown."""
+        return self.pid is not None and bool(self.is_daemon) and (self.quiet_s or 0.0) > QUIET_S_MAX
 
 
 class Daemon(msgspec.Struct, frozen=True):
@@ -129,27 +129,21 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
     def seconds_until(self, time: str | None) -> float:
         """Tell it; infinite for `infinity` and what is beyond the calendar, negative when it is past."""
-        if time is None or time.startswith("-"):
-            return -math.inf
-        try:
-            return (parsed(time) - parsed(self.asked_at)).total_seconds()
-        except ValueError:
-            return -math.inf if "BC" in time else math.inf
+        return -math.inf if time is None else seconds_between(self.asked_at, time)
 
-    def awaited(self) -> list[Failure]:
-        """Return the failures whose next try has not come."""
-        return [f for f in self.failures if f.next_attempt_at is not None and not self.is_due(f.next_attempt_at)]
+    def retries(self, *, due: bool) -> list[Failure]:
+        """Return the failures whose next try has come (*due*), or has not."""
+        known = [f for f in self.failures if f.next_attempt_at is not None]
+        return [f for f in known if self.is_due(f.next_attempt_at) is due]
 
     def is_due(self, time: str | None) -> bool:
         """Whether that time has come."""
         return self.seconds_until(time) <= 0
 
 
-def parsed(time: str) -> dt.datetime:
-    """
-    Read a time as JSON has it.
-
-    Raises:
-        ValueError: `infinity`, or beyond what a datetime can hold.
-    """
-    return dt.datetime.fromisoformat(time)
+def seconds_between(now: str, time: str) -> float:
+    """Tell how far away a time is, both as JSON has them; infinite for `infinity` and what Python's calendar lacks."""
+    try:
+        return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
+    except ValueError:
+        return -math.inf if time.startswith("-") or time.endswith("BC") else math.inf

@@ -87,8 +87,6 @@ def _read_all(leader: int, answer: str, pid: int) -> str:
         found += read
         if answer and found.endswith(QUESTION):
             if answer == CTRL_C:
-                while b") S " not in Path(f"/proc/{pid}/stat").read_bytes():
-                    pass  # a signal just before the read would be lost in it
                 os.kill(pid, signal.SIGINT)
                 interrupted = True
             else:

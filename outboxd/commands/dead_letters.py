@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import sys
@@ -16,7 +17,7 @@ from outboxd.commands import shared
 from outboxd.dead_letters import COUNT_MAX, Selection, Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import asyncpg
 
@@ -216,13 +217,8 @@ async def _retry_in(
     connection: asyncpg.Connection, config: Config, outbox: OutboxConfig, selection: Selection, counted: Counted
 ) -> int:
     """Put back those of one outbox, and tell how many stay."""
-    tally, is_done = Tally(), False
-    try:
+    with _told(lambda moved: f"outbox {outbox.name}: {moved} put back, due now") as tally:
         await dead_letters.retry(connection, config, outbox, selection, tally, until=counted.newest_id)
-        is_done = True
-    finally:  # also when interrupted: each batch is committed
-        if is_done or tally.moved:
-            display.say(f"outbox {outbox.name}: {_many(tally.moved)} put back, due now")
     if tally.stayed:
         display.say(
             f"outbox {outbox.name}: {_many(tally.stayed)} stay: their ids are taken in the outbox,"
@@ -234,15 +230,22 @@ async def _retry_in(
 
 async def _purge(loaded: Loaded, selection: Selection, counted: Counted) -> int:
     async with access.opened(loaded, "operator", name="letters") as connection:
-        tally, is_done = Tally(), False
-        try:
+        with _told(lambda moved: f"{moved} deleted") as tally:
             if counted.total:
                 await dead_letters.purge(connection, loaded.config, selection, tally, until=counted.newest_id)
-            is_done = True
-        finally:
-            if is_done or tally.moved:
-                display.say(f"{_many(tally.moved)} deleted")
     return 0
+
+
+@contextlib.contextmanager
+def _told(words: Callable[[str], str]) -> Iterator[Tally]:
+    """Say how many were moved; also of what is interrupted, or fails, if it had begun: each batch is committed."""
+    tally, is_done = Tally(), False
+    try:
+        yield tally
+        is_done = True
+    finally:
+        if is_done or tally.moved:
+            display.say(words(_many(tally.moved)))
 
 
 async def _count(loaded: Loaded, selection: Selection) -> Counted:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import math
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -160,16 +159,10 @@ def _complain(target: Target | None, missing: set[int], ended: set[int], held: S
         display.say(f"hint: {hint}", err=True)
 
 
-def _left_s(expires_at: str | None) -> float:
-    try:
-        return (dt.datetime.fromisoformat(expires_at or "never") - dt.datetime.now(dt.UTC)).total_seconds()
-    except ValueError:  # never, or beyond what a datetime can hold
-        return math.inf
-
-
 def _remedy(row: Row, value: str) -> str:
     if row["id"] is not None:
         return f"End it: {command_line.line('resume', row['id'])}"
     entry = row["shard_identifier"] or row["what"]
-    without = command_line.lifting(row["option"], value, entry, reason=row["reason"], left_s=_left_s(row["expires_at"]))
+    left = {"reason": row["reason"], "expires_at": row["expires_at"]}
+    without = command_line.lifting(row["option"], value, entry, now=dt.datetime.now(dt.UTC).isoformat(), **left)
     return f"Take it out of the option: {without}"

@@ -12,7 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outboxd.command_line import lifting, line
+from outboxd import command_line
+from outboxd.command_line import line
+
+
+def lifting(*arguments: str, **more: str) -> str:
+    return command_line.lifting(*arguments, now="2026-11-22T06:00:00+00:00", **more)
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,7 @@ from outboxd.command_line import lifting, line
         (line("dead-letters list", shard="-5"), "outboxd dead-letters list --shard=-5"),
         (line("resume", 3), "outboxd resume 3"),
         (lifting("key", '[1, "2", null, 1e5000]', "1"), "outboxd options set key '[\"2\", null, 1e5000]'"),
-        (lifting("key", "[7, 8]", "7", reason="too loud", left_s=59.6),
+        (lifting("key", "[7, 8]", "7", reason="too loud", expires_at="2026-11-22T06:00:59.6+00:00"),
          "outboxd options set --reason 'too loud' --expires 60s key '[8]'"),
         (lifting("key", "[7.0, 8]", "7"), "outboxd options set key '[8]'"),
         (lifting("key", f"[{'9' * 5_000}, 8]", "8"), f"outboxd options set key '[{'9' * 5_000}]'"),

@@ -287,6 +287,11 @@ class TestWords:
         assert "restart it" in text
         assert "Wait" not in text
 
+    def test_a_drain_that_is_silent_is_not_said_to_hang(self) -> None:
+        drain = msgspec.structs.replace(HOLDER, is_daemon=False, quiet_s=40.0)  # it counts a deep shard, say
+
+        assert "Wait" in said(reasons(facts(claimed_by=drain), KNOWN)[0])
+
     def test_a_lock_of_somebody_else_is_not_said_to_hang(self) -> None:
         stranger = Holder(12, "psql", None, None, None, None, quiet_s=4_000.0)
 

@@ -127,6 +127,17 @@ async def test_an_outbox_that_is_locked_does_not_hide_the_others(trouble: Troubl
     assert "outboxd doctor" in done.stderr
 
 
+async def test_what_is_asked_outbox_by_outbox_comes_in_one_order(trouble: Trouble) -> None:
+    together = await run("shards", "--limit", "20", "--json", config=trouble.file)
+    trouble.file.write_text(trouble.file.read_text() + '[[outbox]]\nname = "lost"\ntable = "nothing"\n')
+    done = await run("shards", "--limit", "20", "--json", config=trouble.file)
+
+    assert done.returncode == 78
+    depths = [row["depth"] for row in json.loads(done.stdout)]
+    assert depths == [row["depth"] for row in json.loads(together.stdout)] == sorted(depths, reverse=True)
+    assert {row["outbox"] for row in json.loads(done.stdout)} == {"region", "control"}
+
+
 async def test_where_no_outbox_can_be_looked_at_the_first_is_named(trouble: Trouble) -> None:
     text = trouble.file.read_text()
     for table in ("outbox", "control_outbox"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -21,11 +21,21 @@ LEFT_BOTH = ("bash", "-c", 'exec 3> >(:); wait $!; exec "$@" >&3 2>&3', "bash")
 FULL = ("bash", "-c", 'exec "$@" >/dev/full', "bash")
 FULL_STDERR = ("bash", "-c", 'exec "$@" 2>/dev/full', "bash")
 NO_SPACE = "error: cannot write the output: No space left on device\n"
-WAYS = {"left": (LEFT, 141, ""), "both left": (LEFT_BOTH, 141, ""), "full": (FULL, 1, NO_SPACE)}
+
+
+class Way(NamedTuple):
+    """How output is lost, and what then comes of an act that succeeds."""
+
+    through: tuple[str, ...]
+    code: int
+    said: str
+
+
+WAYS = {"left": Way(LEFT, 141, ""), "both left": Way(LEFT_BOTH, 141, ""), "full": Way(FULL, 1, NO_SPACE)}
 
 pytestmark = [
     pytest.mark.skipif(not Path("/dev/full").exists(), reason="a full device is Linux's"),
-    pytest.mark.parametrize(("through", "code", "said"), WAYS.values(), ids=WAYS),
+    pytest.mark.parametrize("way", WAYS.values(), ids=WAYS),
 ]
 
 
@@ -53,17 +63,15 @@ async def test_resume_ends_the_pauses_and_makes_due(
     here: Here,
     database: str,
     connection: asyncpg.Connection,
-    through: tuple[str, ...],
-    code: int,
-    said: str,
+    way: Way,
 ) -> None:
     await stuck(database, connection)
     await here.run("pause", "--outbox", "region", "--reason", "x")
     await here.run("pause", "--outbox", "control", "--reason", "x")
 
-    done = await here.run("resume", "--all", "--yes", "--now", code=code, through=through)
+    done = await here.run("resume", "--all", "--yes", "--now", code=way.code, through=way.through)
 
-    assert (done.stdout, done.stderr) == ("", said)
+    assert (done.stdout, done.stderr) == ("", way.said)
     assert await connection.fetchval("SELECT count(*) FROM outboxd.pause") == 0
     assert await due(connection) == 3
 
@@ -73,49 +81,43 @@ async def test_retry_makes_due(
     here: Here,
     database: str,
     connection: asyncpg.Connection,
-    through: tuple[str, ...],
-    code: int,
-    said: str,
+    way: Way,
     arguments: tuple[str, ...],
 ) -> None:
     await stuck(database, connection)
     await here.run("pause", "--outbox", "region", "--reason", "x")  # something more to be said
 
-    done = await here.run("retry", *arguments, code=code, through=through)
+    done = await here.run("retry", *arguments, code=way.code, through=way.through)
 
-    assert (done.stdout, done.stderr) == ("", said)
+    assert (done.stdout, done.stderr) == ("", way.said)
     assert await due(connection) == (3 if "--all-stuck" in arguments else 1)
 
 
 @pytest.mark.parametrize("act", ["retry", "purge"])
 async def test_dead_letters_of_every_outbox_are_moved(
-    here: Here, connection: asyncpg.Connection, through: tuple[str, ...], code: int, said: str, act: str
+    here: Here, connection: asyncpg.Connection, way: Way, act: str
 ) -> None:
     await write_letters(connection, 2)
     await write_letters(connection, 2, outbox="control", region="eu")
 
-    done = await here.run("dead-letters", act, "--all", "--yes", code=code, through=through)
+    done = await here.run("dead-letters", act, "--all", "--yes", code=way.code, through=way.through)
 
-    assert (done.stdout, done.stderr) == ("", said)
+    assert (done.stdout, done.stderr) == ("", way.said)
     assert await letter_ids(connection) == []
 
 
 async def test_what_goes_wrong_counts_more_than_what_could_not_be_said(
-    here: Here, connection: asyncpg.Connection, through: tuple[str, ...], code: int, said: str
+    here: Here, connection: asyncpg.Connection, way: Way
 ) -> None:
-    del code, said
     await here.run("pause", "--outbox", "control")
     await connection.execute("DROP TABLE control_outbox")
 
-    done = await here.run("resume", "--all", "--yes", "--now", code=78, through=through)
+    done = await here.run("resume", "--all", "--yes", "--now", code=78, through=way.through)
 
-    assert ("outbox control: " in done.stderr) is (through is not LEFT_BOTH)
+    assert ("outbox control: " in done.stderr) is (way.through is not LEFT_BOTH)
     assert await connection.fetchval("SELECT count(*) FROM outboxd.pause") == 0
 
 
-async def test_an_error_that_cannot_be_said_keeps_its_exit_code(
-    here: Here, through: tuple[str, ...], code: int, said: str
-) -> None:
-    del code, said
-    await here.run("resume", "--outbox", "regoin", code=2, through=through)
+async def test_an_error_that_cannot_be_said_keeps_its_exit_code(here: Here, way: Way) -> None:
+    await here.run("resume", "--outbox", "regoin", code=2, through=way.through)
     await here.run("resume", "--outbox", "regoin", code=2, through=FULL_STDERR)
