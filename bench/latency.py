@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -16,6 +17,8 @@ from bench.figures import Series, Table, percentiles
 from outboxd import registry
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from bench.options import Options
 
 MESSAGES = 500
@@ -27,6 +30,7 @@ INSERT = """
 INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_identifier)
 VALUES (0, $1::int8 % 50, 1, $1::int8) RETURNING id
 """
+NEXT = "SELECT * FROM outbox_drained WHERE id > $1 ORDER BY id LIMIT 100"
 _received_at: dict[int, float] = {}
 
 
@@ -49,6 +53,9 @@ async def measure(options: Options) -> list[Table]:
             Series("NOTIFY, p50, ms", 2, at_most=2),
             Series("NOTIFY, p99, ms", 2, at_most=8),
             Series("NOTIFY, max, ms", 2),
+            Series("NOTIFY, a connection that only listens and reads, p50, ms", 2),
+            Series("NOTIFY, the same, p99, ms", 2),
+            Series("NOTIFY, p50: outboxd / only listens and reads", 2),
             Series("NOTIFY, overlapping transactions, p50, ms", 2),
             Series("NOTIFY, overlapping transactions, p99, ms", 2),
             Series("polling, p50, ms"),
@@ -58,18 +65,55 @@ async def measure(options: Options) -> list[Table]:
     async with stage.server() as (dsn, connection):
         for number in range(1, options.rounds + 1):
             await connection.execute("ALTER TABLE outbox_drained ENABLE TRIGGER ALL")
-            notified = await _latencies_ms(dsn, connection, messages)
-            overlapping = await _latencies_ms(dsn, connection, messages, writers=WRITERS)
+            notified = await _latencies_ms(stage.daemon(dsn, look_at_clock), dsn, connection, messages)
+            floor = percentiles(await _latencies_ms(_listener(dsn), dsn, connection, messages))
+            overlapping = await _latencies_ms(
+                stage.daemon(dsn, look_at_clock), dsn, connection, messages, writers=WRITERS
+            )
             await connection.execute("ALTER TABLE outbox_drained DISABLE TRIGGER ALL")
-            asked_for = await _latencies_ms(dsn, connection, polled)
-            table.add(*percentiles(notified), max(notified), *percentiles(overlapping), *percentiles(asked_for))
+            asked_for = await _latencies_ms(stage.daemon(dsn, look_at_clock), dsn, connection, polled)
+            p50, p99 = percentiles(notified)
+            own = (p50, p99, max(notified), *floor, p50 / floor[0])
+            table.add(*own, *percentiles(overlapping), *percentiles(asked_for))
             options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
     return [table]
 
 
-async def _latencies_ms(dsn: str, connection: asyncpg.Connection, messages: int, writers: int = 1) -> list[float]:
+@contextlib.asynccontextmanager
+async def _listener(dsn: str) -> AsyncIterator[None]:
+    """The least that anybody can do: one connection that reads, at a notification, what is new, and deletes it then."""
+    connection = await asyncpg.connect(dsn)
+    woken = asyncio.Event()
+
+    async def take() -> None:
+        seen = 0
+        while True:
+            await woken.wait()
+            woken.clear()
+            rows = await connection.fetch(NEXT, seen)
+            _received_at.update(dict.fromkeys([row["id"] for row in rows], time.monotonic()))
+            if rows:
+                seen = rows[-1]["id"]
+                await connection.execute("DELETE FROM outbox_drained WHERE id <= $1", seen)
+
+    channel = await connection.fetchval("SELECT concat('outboxd_', 'outbox_drained'::regclass::oid)")
+    await connection.add_listener(channel, lambda *_: woken.set())
+    taking = asyncio.create_task(take())
+    yield
+    taking.cancel()
+    await asyncio.wait([taking])
+    await connection.close()
+
+
+async def _latencies_ms(
+    worker: contextlib.AbstractAsyncContextManager[object],
+    dsn: str,
+    connection: asyncpg.Connection,
+    messages: int,
+    writers: int = 1,
+) -> list[float]:
     _received_at.clear()
-    async with stage.daemon(dsn, look_at_clock):
+    async with worker:
         writer = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "bench.latency", dsn, str(WARM_UP_MESSAGES + messages), str(writers)),
             stdout=asyncio.subprocess.PIPE,
