@@ -82,7 +82,7 @@ class Runner:
         for number in range(1 - self.amounts.warm_up_rounds, self.amounts.rounds + 1):
             for bench, measured in self._lines:
                 await self._throughput(bench, measured, number)
-                if bench.entry.settings.latency and bench.entry.load.name == "W1":
+                if bench.entry.latency:
                     await self._latency(bench, measured, number)
                 self._save(self.run)
         for bench, measured in self._lines:
@@ -91,7 +91,7 @@ class Runner:
                 self._save(self.run)
         for _ in range(self.amounts.held_times):
             for bench, measured in self._lines:
-                if bench.entry.settings.held and bench.entry.load.name == "W1":
+                if bench.entry.held:
                     await self._held(bench, measured)
                     self._save(self.run)
 

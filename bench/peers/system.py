@@ -120,6 +120,16 @@ class Entry:
         return f"{self.system.key}_{self.settings.name}_{self.load.name}".lower().replace("-", "_").replace(" ", "_")
 
     @property
+    def latency(self) -> bool:
+        """Whether single messages are timed: once for all loads of a system."""
+        return self.settings.latency and self.load.name == "W1"
+
+    @property
+    def held(self) -> bool:
+        """Whether it is measured behind a held snapshot. At defaults nobody is: the slow would take half of the run."""
+        return self.settings.held and self.settings.name != "defaults" and self.load.name == "W1"
+
+    @property
     def title(self) -> str:
         return f"{self.system.name}, {self.settings.name}"
 

@@ -12,7 +12,7 @@ from bench.peers.goals import beyond, goals, sentences
 from bench.peers.process import FailedError
 from bench.peers.report import markdown, table
 from bench.peers.results import Measured, Run, ratios
-from bench.peers.system import W1, W1_LONG, W2, W3, Entry
+from bench.peers.system import W1, W1_LONG, W2, W3, Entry, entries
 from bench.peers.systems import SYSTEMS
 
 
@@ -85,6 +85,13 @@ def test_a_held_snapshot_says_how_often_it_ended() -> None:
     lines = table(run_of(peer, never)).splitlines()
     assert lines[2].endswith("| 0.83 (1 of 3) |")
     assert lines[3].endswith("| none (0 of 3) |")
+
+
+def test_of_the_peers_only_what_is_tuned_is_measured_behind_a_held_snapshot() -> None:
+    held = [entry for entry in entries(SYSTEMS) if entry.held]
+    assert {entry.load.name for entry in held} == {"W1"}
+    assert {entry.settings.name for entry in held} == {"NOTIFY", "tuned", "tuned further", "five ranges"}
+    assert len(held) == len({entry.key for entry in held})
 
 
 class Unwilling:

@@ -18,7 +18,7 @@ ANCESTOR = System(
     program=Path(__file__).parent.parent / "ancestor.py",
     settings=(
         Settings("five ranges", 5_000, documented=DOCUMENTED, latency=False),
-        Settings("five ranges", 20_000, documented=DOCUMENTED, loads=(W2, W3), latency=False, held=False),
+        Settings("five ranges", 20_000, documented=DOCUMENTED, loads=(W2, W3)),
     ),
     statements=STATEMENTS,
 )

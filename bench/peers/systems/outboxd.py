@@ -30,15 +30,7 @@ OUTBOXD = System(
     ready="daemon.ready",
     settings=(
         Settings("NOTIFY", 100_000, {"notify": True}, "outboxd migrate --notify", loads=(W1, W2, W3)),
-        Settings(
-            "NOTIFY",
-            1_000_000,
-            {"notify": True},
-            "outboxd migrate --notify",
-            loads=(W1_LONG,),
-            latency=False,
-            held=False,
-        ),
+        Settings("NOTIFY", 1_000_000, {"notify": True}, "outboxd migrate --notify", loads=(W1_LONG,)),
         Settings("polling", 100_000, {"notify": False}, "outboxd migrate", pause_s=1.0, held=False),
     ),
     statements=STATEMENTS,
