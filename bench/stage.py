@@ -65,6 +65,12 @@ class Load:
         """Messages in all."""
         return self.shards * self.messages
 
+    def quarter(self) -> Load:
+        """Return one with a quarter of the messages: of the shards, or in the only one."""
+        if self.shards == 1:
+            return dataclasses.replace(self, messages=self.messages // 4)
+        return dataclasses.replace(self, shards=self.shards // 4)
+
     def fill(self, table: str) -> str:
         """Return the INSERT that writes it."""
         payload = f"jsonb_build_object('name', repeat('x', {self.payload_bytes}))" if self.payload_bytes else "NULL"
