@@ -75,7 +75,7 @@ async def measure(options: Options) -> list[Table]:
             p50, p99 = percentiles(notified)
             own = (p50, p99, max(notified), *floor, p50 / floor[0])
             table.add(*own, *percentiles(overlapping), *percentiles(asked_for))
-            options.say(f"W9 round {number}: p50 {table.series[0].values[-1]:.2f} ms")
+            options.say(f"W9 round {number}: p50 {p50:.2f} ms")
     return [table]
 
 
@@ -98,10 +98,10 @@ async def _listener(dsn: str) -> AsyncIterator[None]:
 
     channel = await connection.fetchval("SELECT concat('outboxd_', 'outbox_drained'::regclass::oid)")
     await connection.add_listener(channel, lambda *_: woken.set())
-    taking = asyncio.create_task(take())
-    yield
-    taking.cancel()
-    await asyncio.wait([taking])
+    async with asyncio.TaskGroup() as tasks:
+        taking = tasks.create_task(take())
+        yield
+        taking.cancel()
     await connection.close()
 
 

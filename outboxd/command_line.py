@@ -6,7 +6,7 @@ import math
 import shlex
 
 from outboxd import option_keys
-from outboxd.shard_facts import seconds_between
+from outboxd.display import seconds_between
 
 
 def line(verb: str, *arguments: object, **options: str | None) -> str:

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from outboxd.display import duration, one_line, show_lines, show_table
+from outboxd.display import duration, one_line, seconds_between, show_lines, show_table
 from outboxd.query import as_written
-from outboxd.shard_facts import seconds_between
 from outboxd.switching import Row, origin, subject
 
 if TYPE_CHECKING:

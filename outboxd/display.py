@@ -261,3 +261,11 @@ def moment(when: dt.datetime | str) -> str:
     except ValueError:  # infinity, or beyond what a datetime can hold
         return str(when)
     return f"{found.astimezone(dt.UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def seconds_between(now: str, time: str) -> float:
+    """Tell how far away a time is, both as JSON has them; infinite for `infinity` and what Python's calendar lacks."""
+    try:
+        return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
+    except ValueError:
+        return -math.inf if time.startswith("-") or time.endswith("BC") else math.inf

@@ -169,8 +169,14 @@ def _resume(facts: Facts, switch: Switch) -> str:
     if switch.option is None:
         return line("resume", switch.pause)
     off = {"outbox": facts.outbox, "category": switch.category_name, "shard": facts.shard}[switch.covers]
-    left = {"reason": switch.reason, "expires_at": switch.expires_at}
-    return lifting(switch.option, switch.value or "[]", str(off), now=facts.asked_at, **left)
+    return lifting(
+        switch.option,
+        switch.value or "[]",
+        str(off),
+        now=facts.asked_at,
+        reason=switch.reason,
+        expires_at=switch.expires_at,
+    )
 
 
 def _no_daemon(case: Case) -> Iterable[Reason]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import math
 from typing import Literal
 
 import msgspec
+
+from outboxd.display import seconds_between
 
 QUIET_S_MAX = 15.0
 """A daemon that has not touched its claim session for longer hangs, or is stopped: it looks at it every few seconds."""
@@ -139,11 +140,3 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     def is_due(self, time: str | None) -> bool:
         """Whether that time has come."""
         return self.seconds_until(time) <= 0
-
-
-def seconds_between(now: str, time: str) -> float:
-    """Tell how far away a time is, both as JSON has them; infinite for `infinity` and what Python's calendar lacks."""
-    try:
-        return (dt.datetime.fromisoformat(time) - dt.datetime.fromisoformat(now)).total_seconds()
-    except ValueError:
-        return -math.inf if time.startswith("-") or time.endswith("BC") else math.inf

@@ -163,6 +163,8 @@ def _remedy(row: Row, value: str) -> str:
     if row["id"] is not None:
         return f"End it: {command_line.line('resume', row['id'])}"
     entry = row["shard_identifier"] or row["what"]
-    left = {"reason": row["reason"], "expires_at": row["expires_at"]}
-    without = command_line.lifting(row["option"], value, entry, now=dt.datetime.now(dt.UTC).isoformat(), **left)
+    now = dt.datetime.now(dt.UTC).isoformat()
+    without = command_line.lifting(
+        row["option"], value, entry, now=now, reason=row["reason"], expires_at=row["expires_at"]
+    )
     return f"Take it out of the option: {without}"

@@ -27,7 +27,6 @@ STUCK = 20
 
 _OF_A_TABLE = (errors.SchemaError, errors.StatementFailed)
 _Question = Callable[[Sequence["OutboxConfig"]], "Query"]
-_Joined = Callable[[list[Any]], list[Any]]
 
 
 @click.command(name="shards")
@@ -71,20 +70,17 @@ def command(
     if as_sql:
         shared.echo_sql(question(outboxes).for_psql())
         return
-
-    def joined(rows: list[Any]) -> list[Any]:
-        return sorted(rows, key=_first_failed if stuck else _deepest)[:limit]
-
-    seen = asyncio.run(_look(loaded, outboxes, question, joined))
+    seen = asyncio.run(_look(loaded, outboxes, question))
+    rows = sorted(seen.rows, key=_first_failed if stuck else _deepest)[:limit]
     if seen.is_partial and not stuck:
         display.say("note: only a part of a large table was read, and no message was in it", err=True)
     if as_json:
-        shared.echo_json(seen.rows)
+        shared.echo_json(rows)
     elif stuck:
-        diagnosis_display.show_stuck(seen.rows, seen.off, seen.now)
+        diagnosis_display.show_stuck(rows, seen.off, seen.now)
     else:
-        diagnosis_display.show_shards(seen.rows, seen.off, seen.now)
-    shared.note_limit(seen.rows, limit, "first" if stuck else "deepest")
+        diagnosis_display.show_shards(rows, seen.off, seen.now)
+    shared.note_limit(rows, limit, "first" if stuck else "deepest")
     shared.echo_problems(seen.problems[1:])
     if seen.problems:
         raise seen.problems[0]
@@ -117,10 +113,10 @@ class _Seen(NamedTuple):
     problems: list[errors.OutboxdError]
 
 
-async def _look(loaded: Loaded, outboxes: list[OutboxConfig], question: _Question, joined: _Joined) -> _Seen:
+async def _look(loaded: Loaded, outboxes: list[OutboxConfig], question: _Question) -> _Seen:
     config = loaded.config
     async with access.opened(loaded, "reader", name="shards") as connection:
-        rows, problems = await _ask(connection, outboxes, question, joined)
+        rows, problems = await _ask(connection, outboxes, question)
         for problem in problems.values():
             await access.name_grants(problem, functools.partial(session_dsn, loaded), config, "reader")
         tables = {model.table for model in config.model if model.outbox in {each.name for each in outboxes}}
@@ -132,13 +128,13 @@ async def _look(loaded: Loaded, outboxes: list[OutboxConfig], question: _Questio
 
 
 async def _ask(
-    connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question, joined: _Joined
+    connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question
 ) -> tuple[list[Any], dict[str, errors.OutboxdError]]:
     """
     Ask all of them together; where that fails, each by itself.
 
     Returns:
-        Rows; and why outboxes could not be looked at, by their names.
+        Rows, outbox by outbox where each was asked by itself; and why others could not be, by their names.
     """
     problems: dict[str, errors.OutboxdError] = {}
     try:
@@ -156,7 +152,7 @@ async def _ask(
         first, *others = problems.values()
         shared.echo_problems(others)
         raise first
-    return joined(rows), problems
+    return rows, problems
 
 
 async def _fetch(connection: asyncpg.Connection, outboxes: Sequence[OutboxConfig], question: _Question) -> list[Any]:
