@@ -104,8 +104,8 @@ async def test_a_refused_reload_ends_too(installation: Installation, systemd: Sy
 async def test_while_it_waits_it_is_not_ready_and_says_why(bare: Installation, systemd: Systemd) -> None:
     async with bare.daemon(env=systemd.environment()) as daemon:
         await daemon.wait_for_event("daemon.waiting")
+        await bare.until(lambda: any(line.startswith("STATUS=waiting") for line in systemd.heard), by=daemon)
         assert "READY=1" not in systemd.heard
-        assert any(line.startswith("STATUS=waiting") for line in systemd.heard)
 
         await bare.migrate()
         await eventually_ready(bare, systemd, daemon)
