@@ -89,18 +89,18 @@ async def test_a_server_that_stood_still_is_not_rested_for(clock: Clock) -> None
     assert await rest_after(clock, 60.0) == pytest.approx(3.0)
 
 
-async def test_looks_take_a_fifth_of_the_time_and_passes_a_fiftieth(clock: Clock) -> None:
-    finder = finder_of(EmptyOutbox(clock, cost_s=0.1))
+async def test_looks_take_a_fifth_of_the_time_and_passes_a_hundredth(clock: Clock) -> None:
+    finder = finder_of(EmptyOutbox(clock, cost_s=0.05))
     spent = {"passes": 0.0, "looks": 0.0}
-    while clock.now < 1_100:
+    while clock.now < 2_000:
         finder.wake()
         clock.now += finder.due_in_s()
         passes, begun_at = finder.passes, clock.now
         await finder.look()
         spent["passes" if finder.passes > passes else "looks"] += clock.now - begun_at
 
-    assert spent["passes"] == pytest.approx(100 / 50, rel=0.1)
-    assert spent["looks"] == pytest.approx(100 / 6, rel=0.1), "they rest for five times their cost"
+    assert spent["passes"] == pytest.approx(1_000 / 100, rel=0.1)
+    assert spent["looks"] == pytest.approx(1_000 / 6, rel=0.1), "they rest for five times their cost"
 
 
 @pytest.mark.parametrize(("is_due", "looks_late"), [(True, True), (False, False)])
