@@ -34,7 +34,7 @@ format: $(READY) ## format the code and mend what ruff can mend
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
-bench: $(READY) ## every figure of bench/README.md, on this machine: beside the floor, then beside the peers (an hour)
+bench: $(READY) ## every figure of bench/README.md, on this machine: beside the floor, then beside the peers (an hour and a quarter)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
 	@$(BIN)/python -m bench --to bench/results/latest.json $(ARGS)
 	@$(BIN)/python -m bench.peers --json bench/results/latest-peers.json $(PEERS_ARGS)
