@@ -360,6 +360,14 @@ async def until(check: Callable[[], Any], timeout_s: float = 10.0) -> None:
     await eventually(check, timeout_s)
 
 
+async def passes_more(pipeline: Pipeline, count: int = 3) -> None:
+    """Await so many further full passes of the first outbox; each rests for a hundred times what it took."""
+    scheduler = pipeline.branches[0].scheduler
+    assert scheduler is not None
+    passes = scheduler.finder.passes
+    await until(lambda: scheduler.finder.passes >= passes + count, timeout_s=60.0)
+
+
 async def until_empty(connection: asyncpg.Connection, table: str = "outbox") -> None:
     """Await until no message is in the outbox."""
 

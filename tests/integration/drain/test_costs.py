@@ -23,6 +23,7 @@ from tests.drains import (
     drain_once,
     draining,
     failing,
+    passes_more,
     until,
     write,
     write_many,
@@ -368,12 +369,10 @@ async def test_a_paused_deep_shard_costs_a_probe_a_pass_and_is_never_read(
     await connection.execute("INSERT INTO outboxd.pause (kind, shard_scope, shard_identifier) VALUES ('shard', 0, '1')")
     async with draining(database, Recorder()) as pipeline:
         await until(lambda: pipeline.branches[0].outbox is not None)
-        outbox, scheduler = pipeline.branches[0].outbox, pipeline.branches[0].scheduler
+        outbox = pipeline.branches[0].outbox
         assert outbox is not None
-        assert scheduler is not None
         with counted(outbox.finding) as finding, counted(outbox.reading) as reading:
-            passes = scheduler.finder.passes
-            await until(lambda: scheduler.finder.passes >= passes + 3)
+            await passes_more(pipeline)
 
     assert 0 < max(finding) < 30
     assert reading == []
@@ -385,12 +384,10 @@ async def test_an_idle_daemon_hardly_touches_a_backlog_in_backoff(
     await write_many(connection, 50_000, shards=50_000, due_in_s=3600)
     async with draining(database, Recorder()) as pipeline:
         await until(lambda: pipeline.branches[0].outbox is not None)
-        outbox, scheduler = pipeline.branches[0].outbox, pipeline.branches[0].scheduler
+        outbox = pipeline.branches[0].outbox
         assert outbox is not None
-        assert scheduler is not None
         with counted(outbox.finding) as finding:
-            passes = scheduler.finder.passes
-            await until(lambda: scheduler.finder.passes >= passes + 3)
+            await passes_more(pipeline)
 
     assert max(finding) < 30
 
