@@ -9,16 +9,17 @@ import importlib
 import os
 import time
 from importlib import metadata
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import figures
+from bench import command_line, figures
 from bench.about import commit, machine
 from bench.options import Options
 from outboxd import log
 from outboxd.main import run_in_loop
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from bench.figures import Table
 
 SUITES = {
@@ -65,15 +66,21 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to measure; all of it when nothing is named")
-    parser.add_argument("--rounds", type=int, default=5, help="of each figure (5)")
+    parser.add_argument("--rounds", type=command_line.rounds, default=5, help="of each figure (5)")
     parser.add_argument("--quick", action="store_true", help="smaller loads")
-    parser.add_argument("--to", type=Path, help="write the figures of every round to this file, tables beside it")
+    parser.add_argument(
+        "--to",
+        type=command_line.result_file,
+        metavar="FILE.json",
+        help="write the figures of every round to this file, tables beside it",
+    )
     given = parser.parse_args()
     if unknown := set(given.names) - set(SUITES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
     log.configure("json", "warning")
     options = Options(rounds=given.rounds, quick=given.quick)
-    run_in_loop(_measure(given.names or list(SUITES), options, given.to))
+    with command_line.ended_by_hand():
+        run_in_loop(_measure(given.names or list(SUITES), options, given.to))
 
 
 if __name__ == "__main__":

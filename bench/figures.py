@@ -101,7 +101,6 @@ def _rows(cells: list[tuple[str, ...]]) -> list[str]:
 
 def save(tables: list[Table], path: Path, *, about: str) -> None:
     """Write every figure of every round as JSON, and the tables beside it as Markdown."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     values = {"about": about, "tables": [dataclasses.asdict(table) for table in tables]}
     path.write_text(json.dumps(values, indent=1) + "\n")
     parts = [about, "", goals(tables), "", *(table.markdown() for table in tables)]

@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import failing, snapshot, stage
+from bench import command_line, failing, snapshot, stage
 from bench.profile import PROFILED
 from outboxd import log
 from outboxd.config import DrainConfig
@@ -82,8 +82,9 @@ def main() -> None:
     parser.add_argument("names", nargs="+", choices=PROFILED, metavar="NAME", help=", ".join(PROFILED))
     names = parser.parse_args().names
     log.configure("json", "warning")
-    for name in names:
-        run_in_loop(_explain(name))
+    with command_line.ended_by_hand():
+        for name in names:
+            run_in_loop(_explain(name))
 
 
 if __name__ == "__main__":

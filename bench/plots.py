@@ -94,10 +94,15 @@ def _color(line: Line, other: str | None = OTHER) -> str | None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
     parser.add_argument(
-        "run", type=Path, help="JSON of `python -m bench.peers --json FILE`; the SVGs are put beside it"
+        "run", type=Path, help="JSON of `python -m bench.peers --to FILE.json`; the SVGs are put beside it"
     )
     given = parser.parse_args()
-    lines = [line for line in json.loads(given.run.read_text())["measured"] if line["load"] == "W1"]
+    try:
+        lines = [line for line in json.loads(given.run.read_text())["measured"] if line["load"] == "W1"]
+    except OSError as exc:
+        parser.error(str(exc))
+    except (ValueError, KeyError, TypeError):
+        parser.error(f"{given.run} is not what `python -m bench.peers --to FILE.json` writes")
     for name, (draw, size) in PLOTS.items():
         figure, axes = plt.subplots(figsize=size)
         draw(axes, lines)

@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import failing, snapshot, stage, waiting
+from bench import command_line, failing, snapshot, stage, waiting
 from bench.about import commit
 from bench.drain import LOADS, VARIANTS
 from outboxd.config import DrainConfig
@@ -149,7 +149,7 @@ def main() -> None:
     if unknown := set(names) - set(PROFILED):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PROFILED)}")
     print(f"outboxd at {commit()}, {ROUNDS} rounds of each.\n")
-    with stage.log_to_a_file():
+    with command_line.ended_by_hand(), stage.log_to_a_file():
         for name in names:
             run_in_loop(_profile(name))
 

@@ -16,11 +16,11 @@ import os
 import statistics
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
 
+from bench import command_line
 from bench.about import commit, machine
 from bench.peers.install import UnavailableError
 from bench.peers.measure import Bench, open_bench
@@ -206,14 +206,19 @@ def main() -> None:
     keys = list(dict.fromkeys(system.key for system in SYSTEMS))
     parser = argparse.ArgumentParser(prog="python -m bench.peers", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(keys)}; default: all")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=command_line.rounds, default=5, help="of each figure (5)")
     parser.add_argument("--quick", action="store_true", help="one round of at most 1,000 jobs: does everything work?")
-    parser.add_argument("--json", type=Path, help="write every round to this file, Markdown beside it")
+    parser.add_argument(
+        "--to",
+        type=command_line.result_file,
+        metavar="FILE.json",
+        help="write the figures of every round to this file, Markdown beside it",
+    )
     options = parser.parse_args()
     if unknown := set(options.names) - set(keys):
         parser.error(f"no such system: {', '.join(sorted(unknown))}")
     chosen = [system for system in SYSTEMS if not options.names or system.key in {"outboxd", *options.names}]
-    messages = LATENCY_MESSAGES // max(1, options.rounds)
+    messages = max(1, LATENCY_MESSAGES // options.rounds)
     amounts = Amounts(options.rounds, options.rounds, HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000)
     if options.quick:
         amounts = Amounts(
@@ -222,12 +227,12 @@ def main() -> None:
 
     def save(run: Run) -> None:
         run.load_average = (run.load_average[0], os.getloadavg()[0])
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(run.as_json(), indent=2) + "\n")
-            options.json.with_suffix(".md").write_text(markdown(run) + "\n")
+        if options.to:
+            options.to.write_text(json.dumps(run.as_json(), indent=2) + "\n")
+            options.to.with_suffix(".md").write_text(markdown(run) + "\n")
 
-    run = asyncio.run(measure(chosen, amounts, save))
+    with command_line.ended_by_hand():
+        run = asyncio.run(measure(chosen, amounts, save))
     save(run)
     print(markdown(run))
 

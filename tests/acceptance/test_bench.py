@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from bench.command_line import result_file
 from bench.figures import HEAD, Series, Table
 
 ROOT = Path(__file__).parents[2]
 
 
-async def bench(*arguments: str) -> tuple[int | None, str, str]:
-    process = await asyncio.create_subprocess_exec(
+async def start(*arguments: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench",
@@ -24,6 +26,10 @@ async def bench(*arguments: str) -> tuple[int | None, str, str]:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
+
+
+async def bench(*arguments: str) -> tuple[int | None, str, str]:
+    process = await start(*arguments)
     stdout, stderr = await process.communicate()
     return process.returncode, stdout.decode(), stderr.decode()
 
@@ -42,10 +48,36 @@ async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
     assert "W4 round 1" in stderr
 
 
-async def test_a_name_that_is_none() -> None:
-    code, _, stderr = await bench("nothing")
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nothing"], "there is no nothing; there are drain, finding"),
+        (["drain", "--rounds", "0"], "0 rounds measure nothing"),
+        (["drain", "--to", "figures.md"], "figures.md does not end in .json"),
+        (["drain", "--to", "README.md/figures.json"], "there is no directory README.md"),
+    ],
+)
+async def test_what_cannot_be_measured_or_kept_is_refused_at_once(arguments: list[str], said: str) -> None:
+    code, _, stderr = await bench(*arguments)
     assert code == 2
-    assert "there is no nothing; there are drain, finding" in stderr
+    assert said in stderr
+
+
+def test_a_result_file_gets_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "figures.json"
+    assert result_file(str(path)) == path
+    assert path.parent.is_dir()
+
+
+async def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+    process = await start("drain", "--quick", "--to", str(tmp_path / "figures.json"))
+    assert process.stderr is not None
+    first = await process.stderr.readline()
+    process.send_signal(signal.SIGINT)
+    _, stderr = await process.communicate()
+    assert process.returncode == 130
+    assert (first[:2], stderr.decode().splitlines()[-1]) == (b"W0", "interrupted")
+    assert b"Traceback" not in stderr
 
 
 def test_a_goal_is_met_or_missed_by_the_median() -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 async def test_outboxd_and_the_ancestor_are_measured_in_one_run(tmp_path: Path) -> None:
     figures = tmp_path / "figures.json"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "bench.peers", "ancestor", "--quick", "--json", str(figures)),
+        *(sys.executable, "-m", "bench.peers", "ancestor", "--quick", "--to", str(figures)),
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=asyncio.subprocess.DEVNULL,
