@@ -114,16 +114,13 @@ async def _latencies_ms(
 ) -> list[float]:
     _received_at.clear()
     async with worker:
-        writer = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "bench.latency", dsn, str(WARM_UP_MESSAGES + messages), str(writers)),
-            stdout=asyncio.subprocess.PIPE,
-        )
-        stdout, _ = await writer.communicate()
+        written = await stage.produced_by("bench.latency", dsn, WARM_UP_MESSAGES + messages, writers)
         await stage.until_empty(connection)
-    return [1_000 * (_received_at[number] - at) for number, at in json.loads(stdout)[WARM_UP_MESSAGES:]]
+    return [1_000 * (_received_at[number] - at) for number, at in written[WARM_UP_MESSAGES:]]
 
 
 async def _write(dsn: str, messages: int, writers: int) -> None:
+    """Print the ids, and when their COMMIT was sent, by the monotonic clock."""
     connections = [await asyncpg.connect(dsn) for _ in range(writers)]
     numbers = iter(range(messages))
     written = []

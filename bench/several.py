@@ -75,27 +75,18 @@ def _daemons_text(count: int) -> str:
 @contextlib.asynccontextmanager
 async def _daemons(dsn: str, count: int) -> AsyncIterator[Counter[int]]:
     """Run daemons, each a process; the counter is filled with what they were given when the block has ended."""
-    processes = [
-        await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "bench.several",
-            dsn,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=2**24,
-        )
-        for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        await process.stdout.readline()  # ready
-    await asyncio.sleep(KNOWN_S)
-    received: Counter[int] = Counter()
-    yield received
-    for process in processes:
-        stdout, _ = await process.communicate(b"\n")
-        received.update(map(int, stdout.split()))
+    async with contextlib.AsyncExitStack() as stack:
+        programs = [stage.program("bench.several", dsn) for _ in range(count)]
+        processes = [await stack.enter_async_context(program) for program in programs]
+        for process in processes:
+            assert process.stdout is not None
+            await process.stdout.readline()  # ready
+        await asyncio.sleep(KNOWN_S)
+        received: Counter[int] = Counter()
+        yield received
+        for process in processes:
+            stdout, _ = await process.communicate(b"\n")
+            received.update(map(int, stdout.split()))
 
 
 async def _serve(dsn: str) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import json
+import sys
 import tempfile
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import msgspec
@@ -42,6 +44,8 @@ FROM generate_series(0, {shards} - 1) AS shard, generate_series(0, {rows} - 1) A
 ORDER BY {order}
 """
 """Each message has a time of its own, as those of different transactions have."""
+LINE_BYTES_MAX = 2**24
+"""Of what a process of ours prints: the ids of all messages in one line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,6 +132,32 @@ async def daemon(
         yield Daemon(pipeline)
         pipeline.stop()
         await running
+
+
+@contextlib.asynccontextmanager
+async def program(module: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a module as a process of its own, which Ctrl-C does not reach and which does not outlive the block."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", module, *map(str, arguments)),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=LINE_BYTES_MAX,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+
+
+async def produced_by(module: str, *arguments: object) -> Any:
+    """Run a module that writes messages, and return what it tells of them: JSON on stdout."""
+    async with program(module, *arguments) as process:
+        stdout, _ = await process.communicate()
+        if process.returncode:
+            raise SystemExit(f"{module} failed")
+        return json.loads(stdout)
 
 
 class Daemon:

@@ -64,7 +64,7 @@ async def measure(options: Options) -> list[Table]:
             _lags_s.clear()
             daemon_s = time.process_time()
             database_s, started_at = await stage.database_cpu_s(connection), time.perf_counter()
-            rows = await _produce(dsn, seconds)
+            rows = await stage.produced_by("bench.steady", dsn, seconds)
             await stage.until_empty(connection)
             passed_s = time.perf_counter() - started_at
             used = (time.process_time() - daemon_s, await stage.database_cpu_s(connection) - database_s)
@@ -80,18 +80,8 @@ async def measure(options: Options) -> list[Table]:
     return [table]
 
 
-async def _produce(dsn: str, seconds: float) -> int:
-    """Run producers as a process of their own; returns how many rows they have written."""
-    producers = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "bench.steady", dsn, str(seconds), stdout=asyncio.subprocess.PIPE
-    )
-    stdout, _ = await producers.communicate()
-    if producers.returncode:
-        raise SystemExit("the producers failed")
-    return int(json.loads(stdout))
-
-
 async def _write(dsn: str, seconds: float) -> None:
+    """Print how many rows were written."""
     connections = [await asyncpg.connect(dsn) for _ in range(PRODUCERS)]
     statement = INSERT.format(shards=SHARDS, rows=ROWS_A_TRANSACTION)
     written = 0
