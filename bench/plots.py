@@ -9,7 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
+try:
+    import matplotlib as mpl
+except ModuleNotFoundError:
+    raise SystemExit("bench.plots needs matplotlib: pip install -e '.[bench]'") from None
 
 mpl.use("svg")
 # Texts stay texts, and two runs over the same figures make the same file.

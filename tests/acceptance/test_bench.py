@@ -45,6 +45,7 @@ async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
     assert all(len(series["values"]) == 1 for series in table["series"])
     assert "**W4.**" in stdout
     assert "**W4.**" in path.with_suffix(".md").read_text()
+    assert "A quick run" in stdout
     assert "W4 round 1" in stderr
 
 
@@ -53,6 +54,7 @@ async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
     [
         (["nothing"], "there is no nothing; there are drain, finding"),
         (["drain", "--rounds", "0"], "0 rounds measure nothing"),
+        (["drain", "--rounds", "few"], "few is not a number of rounds"),
         (["drain", "--to", "figures.md"], "figures.md does not end in .json"),
         (["drain", "--to", "README.md/figures.json"], "there is no directory README.md"),
     ],
@@ -69,13 +71,14 @@ def test_a_result_file_gets_its_directory(tmp_path: Path) -> None:
     assert path.parent.is_dir()
 
 
-async def test_ctrl_c_ends_it_without_a_traceback(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("by", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_it_is_ended_by_hand_without_a_traceback(by: signal.Signals, expected: int, tmp_path: Path) -> None:
     process = await start("drain", "--quick", "--to", str(tmp_path / "figures.json"))
     assert process.stderr is not None
     first = await process.stderr.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(by)
     _, stderr = await process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == expected
     assert (first[:2], stderr.decode().splitlines()[-1]) == (b"W0", "interrupted")
     assert b"Traceback" not in stderr
 

@@ -74,8 +74,19 @@ def test_outboxd_is_ahead_where_no_peer_is_sooner(of_peer: float, verdict: str) 
     later = line("Node peer", latency_ms=[[9.0], [9.0], [9.0]])
     peer = line("Python peer", latency_ms=[[of_peer], [of_peer], [of_peer]])
     text = sentences(run_of(OWN, later, peer))[0]
-    assert (
-        text == f"Latency p50, ahead of every peer: **{verdict}**, 1.50 ms beside {of_peer:.2f} of Python peer, tuned."
+    assert text == (
+        f"Latency p50, ahead of every peer: **{verdict}**, 1.50 ms beside {of_peer:.2f} of Python peer, tuned;"
+        f" round by round {1.5 / of_peer:.2f} times as long ({1.5 / of_peer:.2f} to {1.5 / of_peer:.2f})."
+    )
+
+
+def test_the_soonest_peer_is_that_of_the_best_median_and_not_of_the_worst_ratio() -> None:
+    own = line("outboxd", "NOTIFY", latency_ms=[[9.0], [5.0], [1.0]])
+    soonest = line("Node peer", latency_ms=[[2.0], [2.0], [2.0]])  # of the ratios the median is 2.5
+    often_late = line("Python peer", latency_ms=[[3.0], [4.0], [0.1]])  # 3
+    assert sentences(run_of(own, often_late, soonest))[0] == (
+        "Latency p50, ahead of every peer: **no**, 5.00 ms beside 2.00 of Node peer, tuned; round by round"
+        " 2.50 times as long (0.50 to 4.50)."
     )
 
 
