@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench import command_line, failing, snapshot, stage
+from bench.about import commit
 from bench.profile import PROFILED
-from outboxd import log
 from outboxd.config import DrainConfig
 from outboxd.main import run_in_loop
 
@@ -81,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plans", description=__doc__)
     parser.add_argument("names", nargs="+", choices=PROFILED, metavar="NAME", help=", ".join(PROFILED))
     names = parser.parse_args().names
-    log.configure("json", "warning")
-    with command_line.ended_by_hand():
+    print(f"outboxd at {commit()}.\n")
+    with command_line.ended_by_hand(), stage.log_to_a_file():
         for name in names:
             run_in_loop(_explain(name))
 
