@@ -21,7 +21,7 @@ from outboxd.server_process import unprivileged_account
 from tests.eventually import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
 PGBOUNCER = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
 
@@ -76,12 +76,19 @@ class ComingAndGoing:
     @contextlib.asynccontextmanager
     async def started(self) -> AsyncIterator[asyncpg.Connection]:
         """Run it inside the block; yields a connection as superuser."""
-        settings = {"listen_addresses": "127.0.0.1", "port": self.port, "wal_level": "replica"}
+        if not self.data.exists():
+            # Before it listens: who waits for it must never meet a server that does not know the password yet.
+            async with self._running({}) as connection:
+                await connection.execute(f"ALTER ROLE outbox PASSWORD '{self.PASSWORD}'")
+        listening = {"listen_addresses": "127.0.0.1", "port": self.port, "wal_level": "replica"}
+        async with self._running(listening) as connection:
+            yield connection
+
+    @contextlib.asynccontextmanager
+    async def _running(self, settings: Mapping[str, object]) -> AsyncIterator[asyncpg.Connection]:
         async with embedded_postgres(self.data, durable=False, settings=settings) as dsn:
             connection = await asyncpg.connect(dsn)
             try:
-                if not await connection.fetchval("SELECT pg_is_in_recovery()"):
-                    await connection.execute(f"ALTER ROLE outbox PASSWORD '{self.PASSWORD}'")
                 yield connection
             finally:
                 await connection.close(timeout=5)
