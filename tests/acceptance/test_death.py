@@ -112,7 +112,7 @@ async def test_a_living_daemon_notices_the_death_of_another_one(installation: In
         victim.signal(signal.SIGKILL)
         await victim.wait()
 
-        died = await survivor.wait_for_event("worker.died", timeout_s=10)
+        died = await survivor.wait_for_event("worker.died")
 
         assert died["pid"] == victim.pid
 

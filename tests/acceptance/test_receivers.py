@@ -31,7 +31,7 @@ async def test_a_receiver_that_blocks_the_event_loop_is_named(installation: Inst
     installation.receive(BLOCK)
     await installation.insert([1])
     async with installation.ready_daemon() as daemon:
-        warning = await daemon.wait_for_event("loop.blocked", timeout_s=10)
+        warning = await daemon.wait_for_event("loop.blocked")
         installation.open("gate")
         await installation.drained(by=daemon)
 
@@ -45,7 +45,7 @@ async def test_a_receiver_that_blocks_is_named_by_once_too(installation: Install
     installation.receive(BLOCK)
     await installation.insert([1])
     async with installation.daemon("--once") as process:
-        warning = await process.wait_for_event("loop.blocked", timeout_s=10)
+        warning = await process.wait_for_event("loop.blocked")
         installation.open("gate")
         assert await process.wait() == 0
 
@@ -103,7 +103,7 @@ async def test_whatever_a_receiver_does_only_its_own_shard_waits(installation: I
     failing = await installation.insert([BAD_SHARD])
     others = await installation.insert(range(1, 20), objects=range(3))
     async with installation.ready_daemon() as daemon:
-        await daemon.wait_for_event("shard.rescheduled", timeout_s=10)
+        await daemon.wait_for_event("shard.rescheduled")
         await installation.until(lambda: set(installation.delivered()) == set(others), by=daemon)
         assert daemon.returncode is None
 
