@@ -55,12 +55,10 @@ def ended_by_hand() -> Iterator[None]:
         ended_by = signal.Signals(number)
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script put into the background
     try:
         yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(128 + ended_by) from None
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from bench.figures import Series, Table, percentiles
+from bench.figures import Series, Table
 from bench.peers.results import Measured, Run, ratios
 
 FASTEST_PEER = 4
@@ -37,26 +37,29 @@ def sentences(run: Run) -> list[str]:
     By the medians of all rounds. Ratios round by round are said, too, but judge nothing: a p99 of one round may be of
     one bad moment, and the ratio to a peer that had several of them in other rounds looks like being ahead of it.
     """
-    peers = [line for line in run.measured if line.role == "peer" and not line.beyond]
-    own, lines = run.own("W1"), []
-    able = [line for line in peers if line.latency_ms]
-    if not own or not own.latency_ms or not able:
+    own = run.own("W1")
+    peers = [line for line in run.measured if line.role == "peer" and not line.beyond and line.latency_ms]
+    if not own or not own.latency_ms or not peers:
         return []
-    for place, name in enumerate(PERCENTILES):
-        soonest = min(able, key=lambda line: _median(line, place))
-        figures = _median(own, place), _median(soonest, place)
-        values = latency_ratios(own, soonest, place)
-        lines.append(
-            f"Latency {name}, ahead of every peer: **{'yes' if figures[0] < figures[1] else 'no'}**,"
-            f" {figures[0]:.2f} ms beside {figures[1]:.2f} of {soonest.title}; round by round"
-            f" {statistics.median(values):.2f} times as long ({min(values):.2f} to {max(values):.2f})."
-        )
-    return lines
+    return [_ahead(own, peers, place) for place in range(len(PERCENTILES))]
 
 
-def latency_ratios(own: Measured, other: Measured, place: int) -> list[float]:
+def _ahead(own: Measured, peers: list[Measured], place: int) -> str:
+    def median(line: Measured) -> float:
+        return statistics.median(line.percentile_of_rounds(place))
+
+    soonest = min(peers, key=median)
+    values = _latency_ratios(own, soonest, place)
+    return (
+        f"Latency {PERCENTILES[place]}, ahead of every peer: **{'yes' if median(own) < median(soonest) else 'no'}**,"
+        f" {median(own):.2f} ms beside {median(soonest):.2f} of {soonest.title}; round by round"
+        f" {statistics.median(values):.2f} times as long ({min(values):.2f} to {max(values):.2f})."
+    )
+
+
+def _latency_ratios(own: Measured, other: Measured, place: int) -> list[float]:
     """Return outboxd's percentile against the other's, round for round; below 1: it is sooner."""
-    return ratios(_of_rounds(own, place), _of_rounds(other, place))
+    return ratios(own.percentile_of_rounds(place), other.percentile_of_rounds(place))
 
 
 def _throughput(run: Run, load: str, peers: list[Measured]) -> list[Series]:
@@ -82,17 +85,8 @@ def _ratio(run: Run, other: Measured | None, label: str, at_least: float | None 
 
 def _latencies(run: Run, peer: Measured) -> list[Series]:
     own = run.own("W1")
-    if not own or not own.latency_ms or not peer.latency_ms:
-        return []
     return [
-        Series(f"{name}, outboxd / a peer ({peer.title})", 2, values=latency_ratios(own, peer, place))
+        Series(f"{name}, outboxd / a peer ({peer.title})", 2, values=values)
         for place, name in enumerate(PERCENTILES)
+        if own and (values := _latency_ratios(own, peer, place))
     ]
-
-
-def _median(line: Measured, place: int) -> float:
-    return statistics.median(_of_rounds(line, place))
-
-
-def _of_rounds(line: Measured, place: int) -> list[float]:
-    return [percentiles(values)[place] for values in line.latency_ms if values]

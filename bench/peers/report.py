@@ -91,7 +91,7 @@ def _latency(line: Measured) -> list[str]:
     mark = "<= " if len(line.messages) < EACH_SHARE_SEEN else ""
     mark_of_round = "<= " if any(len(values) < EACH_SHARE_SEEN for values in line.latency_ms) else ""
     for place, marks in enumerate((("", ""), (mark, mark_of_round))):
-        of_rounds = [percentiles(values)[place] for values in line.latency_ms if values]
+        of_rounds = line.percentile_of_rounds(place)
         cells += [f"{marks[0]}{_ms(percentiles(line.messages)[place])}", marks[1] + _spread(of_rounds, _ms)]
     return cells
 

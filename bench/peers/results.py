@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from bench.figures import percentiles
+
 if TYPE_CHECKING:
     from bench.peers.system import Role
 
@@ -50,6 +52,10 @@ class Measured:
     def held_ratio(self) -> float | None:
         """The last round's speed against the first's, the median of all times that ended."""
         return statistics.median(found[-1] / found[0] for found in self.held_jobs_s) if self.held_jobs_s else None
+
+    def percentile_of_rounds(self, place: int) -> list[float]:
+        """Return a percentile of the latencies, round for round: the 50th (0) or the 99th (1)."""
+        return [percentiles(values)[place] for values in self.latency_ms]
 
     @property
     def messages(self) -> list[float]:

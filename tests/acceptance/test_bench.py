@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import signal
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.command_line import result_file
 from bench.figures import HEAD, Series, Table
+from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,6 +29,7 @@ async def start(*arguments: str) -> asyncio.subprocess.Process:
         cwd=ROOT,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -32,6 +37,12 @@ async def bench(*arguments: str) -> tuple[int | None, str, str]:
     process = await start(*arguments)
     stdout, stderr = await process.communicate()
     return process.returncode, stdout.decode(), stderr.decode()
+
+
+def lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 @pytest.mark.timeout(120)
@@ -72,15 +83,25 @@ def test_a_result_file_gets_its_directory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("by", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_it_is_ended_by_hand_without_a_traceback(by: signal.Signals, expected: int, tmp_path: Path) -> None:
-    process = await start("drain", "--quick", "--to", str(tmp_path / "figures.json"))
-    assert process.stderr is not None
-    first = await process.stderr.readline()
-    process.send_signal(by)
+async def test_ended_by_hand_it_leaves_no_traceback_and_no_process(by: signal.Signals, expected: int) -> None:
+    process = await start("several", "--quick")
+
+    def daemon_and_server() -> list[psutil.Process]:
+        found = psutil.Process(process.pid).children()
+        with contextlib.suppress(psutil.NoSuchProcess):  # short-lived ones start, too
+            programs = [(each.name(), each.cmdline()[1:3]) for each in found]
+            assert ["-m", "bench.several"] in [arguments for _, arguments in programs]
+            assert "postgres" in [name for name, _ in programs]
+            return found
+        return []
+
+    started: list[psutil.Process] = await eventually(daemon_and_server)
+    os.killpg(process.pid, by)  # as a terminal does
     _, stderr = await process.communicate()
     assert process.returncode == expected
-    assert (first[:2], stderr.decode().splitlines()[-1]) == (b"W0", "interrupted")
+    assert stderr.decode().splitlines()[-1] == "interrupted"
     assert b"Traceback" not in stderr
+    await eventually(lambda: not any(map(lives, started)))
 
 
 def test_a_goal_is_met_or_missed_by_the_median() -> None:
