@@ -29,7 +29,7 @@ from outboxd.outbox import Outbox
 from outboxd.pipeline import Pipeline
 from outboxd.sql import quote_qualified
 from outboxd.turn import ID
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from outboxd.model import Candidate, Message
@@ -152,7 +152,7 @@ class Gate:
 
     async def closed_behind(self) -> Message:
         """Wait for a delivery to be inside, and return its message."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await self.entered.wait()
         return self.messages[-1]
 
@@ -177,7 +177,7 @@ async def drain_once(dsn: str, receivers: Receivers, config: Config | None = Non
     config = config or configure()
     pipeline = Pipeline(config, build(config, receivers), lambda: dsn, bounded=True)
     await pipeline.open()
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         await pipeline.run()
     return pipeline
 
@@ -202,7 +202,7 @@ async def draining(dsn: str, receivers: Receivers, config: Config | None = None)
         raise
     finally:
         pipeline.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await running
 
 
@@ -355,17 +355,12 @@ async def shard_locks(connection: asyncpg.Connection) -> int:
     )
 
 
-async def until(check: Callable[[], Any], timeout_s: float = 10.0) -> None:
-    """Await until `check`, plain or async, returns something true; its AssertionError means not yet."""
-    await eventually(check, timeout_s)
-
-
 async def passes_more(pipeline: Pipeline, count: int = 3) -> None:
     """Await so many further full passes of the first outbox; each rests for a hundred times what it took."""
     scheduler = pipeline.branches[0].scheduler
     assert scheduler is not None
     passes = scheduler.finder.passes
-    await until(lambda: scheduler.finder.passes >= passes + count, timeout_s=60.0)
+    await eventually(lambda: scheduler.finder.passes >= passes + count)
 
 
 async def until_empty(connection: asyncpg.Connection, table: str = "outbox") -> None:
@@ -375,4 +370,4 @@ async def until_empty(connection: asyncpg.Connection, table: str = "outbox") -> 
         assert await remaining(connection, table) == []
         return True
 
-    await until(empty)
+    await eventually(empty)

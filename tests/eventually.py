@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -13,10 +13,19 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 POLL_S = 0.02
+PATIENCE_S = 60.0  # never the limit of what a test is about: a busy machine may be slow
+
+
+@overload
+async def eventually(
+    check: Callable[[], Awaitable[T]], timeout_s: float = ..., *, what: str = ..., error: str = ...
+) -> T: ...
+@overload
+async def eventually(check: Callable[[], T], timeout_s: float = ..., *, what: str = ..., error: str = ...) -> T: ...
 
 
 async def eventually(
-    check: Callable[[], T | Awaitable[T]], timeout_s: float = 20.0, *, what: str = "", error: str = ""
+    check: Callable[[], T | Awaitable[T]], timeout_s: float = PATIENCE_S, *, what: str = "", error: str = ""
 ) -> T:
     """
     Await until `check` returns something true, and return that.

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
@@ -58,7 +58,7 @@ class Outboxd:
     def signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
 
-    async def wait(self, timeout_s: float = 20.0) -> int:
+    async def wait(self, timeout_s: float = PATIENCE_S) -> int:
         """Wait for its end and return the exit code; fails the test after `timeout_s` seconds."""
         try:
             async with asyncio.timeout(timeout_s):
@@ -71,7 +71,7 @@ class Outboxd:
         """Return the log lines (JSON) whose `event` is `name`, in order."""
         return [event for event in map(_parse, self.stderr_lines) if event.get("event") == name]
 
-    async def wait_for_event(self, name: str, *, count: int = 1, timeout_s: float = 20.0) -> dict[str, Any]:
+    async def wait_for_event(self, name: str, *, count: int = 1, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """Return the `count`th log line of this event, waiting for it; fails when outboxd has ended."""
 
         def logged_or_ended() -> bool:
@@ -134,7 +134,7 @@ async def outboxd(
         await running.kill()
 
 
-async def run(*arguments: str, timeout_s: float = 20.0, **options: Any) -> Outboxd:
+async def run(*arguments: str, timeout_s: float = PATIENCE_S, **options: Any) -> Outboxd:
     """Run `outboxd` to its end; the options are those of `outboxd`."""
     async with outboxd(*arguments, **options) as process:
         await process.wait(timeout_s)

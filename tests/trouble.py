@@ -38,6 +38,7 @@ from outboxd import load, main
 from outboxd.migrate import migrate
 from outboxd.pipeline import Pipeline
 from tests.drains import connected, make_due, write
+from tests.eventually import PATIENCE_S
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -180,7 +181,7 @@ async def _drain_until_it_has_failed(loaded: Loaded, connection: asyncpg.Connect
             await make_due(connection, "control_outbox")
         pipeline = Pipeline(loaded.config, main.build_registry(loaded), lambda: loaded.config.dsn, bounded=True)
         await pipeline.open()
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(PATIENCE_S):
             await pipeline.run()
 
 

@@ -53,7 +53,7 @@ async def ready(address: str) -> None:
     async def is_ready() -> bool:
         return await reasons(address) == []
 
-    _: bool = await eventually(is_ready)
+    await eventually(is_ready)
 
 
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from outboxd.load import load
 from outboxd.migrate import migrate
 from tests import processes
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -174,7 +174,7 @@ class Installation:
         number: int = await self.connection.fetchval(statement)
         return number
 
-    async def drained(self, timeout_s: float = 12.0, *, by: processes.Outboxd) -> None:
+    async def drained(self, timeout_s: float = PATIENCE_S, *, by: processes.Outboxd) -> None:
         """Wait until the outbox is empty."""
 
         async def is_empty() -> bool:
@@ -183,7 +183,7 @@ class Installation:
         await self.until(is_empty, timeout_s, by=by)
 
     async def until(
-        self, check: Callable[[], bool | Awaitable[bool]], timeout_s: float = 12.0, *, by: processes.Outboxd
+        self, check: Callable[[], bool | Awaitable[bool]], timeout_s: float = PATIENCE_S, *, by: processes.Outboxd
     ) -> None:
         """Wait until *check* is true; fails when *by* has ended before, and shows its log as it is then."""
 
@@ -195,7 +195,7 @@ class Installation:
             return await is_true() or by.returncode is not None
 
         try:
-            _: bool = await eventually(true_or_over, timeout_s)
+            await eventually(true_or_over, timeout_s)
             assert await is_true(), f"it ended with {by.returncode}"
         except AssertionError as exc:
             raise AssertionError(f"{exc}; {await self.count()} messages remain\n{by.stderr}") from exc

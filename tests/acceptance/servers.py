@@ -131,7 +131,7 @@ async def pgbouncer(folder: Path, dsn: str, *, lenient: bool) -> AsyncIterator[s
     )
     through = f"postgresql://{url.username}@127.0.0.1:{port}/{database}?sslmode=disable"
     try:
-        _: bool = await eventually(lambda: _answers(port), what=f"pgbouncer: {folder}/pgbouncer.log")
+        await eventually(lambda: _answers(port), what=f"pgbouncer: {folder}/pgbouncer.log")
         yield through
     finally:
         with contextlib.suppress(ProcessLookupError):

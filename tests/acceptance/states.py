@@ -154,7 +154,7 @@ async def _daemon(state: State) -> AsyncIterator[asyncpg.Connection]:
                 )
                 return [row["shard"] for row in waiting] == [5, 6, 7]  # they are switched off
 
-            _: bool = await eventually(has_settled, error=daemon.stderr)
+            await eventually(has_settled, error=daemon.stderr)
             yield connection
 
 
@@ -168,7 +168,7 @@ async def _receiver_down(state: State) -> AsyncIterator[None]:
             count = await connection.fetchval("SELECT count(*) FROM outboxd.failure WHERE category = 1")
             return bool(count == 1 + len(BROKEN_SHARDS))
 
-        _: bool = await eventually(everything_fails)
+        await eventually(everything_fails)
         await connection.execute(  # as if it had been so for a while: a first failure is tried again in two seconds
             "UPDATE outbox SET scheduled_for = now() + interval '30 minutes' WHERE shard_identifier = ANY ($1)",
             list(BROKEN_SHARDS),

@@ -235,7 +235,8 @@ async def test_a_second_signal_ends_a_run_from_cron_in_mid_batch(installation: I
                 run.signal(signal.SIGTERM)  # again and again: two that come at once are one
             return False
 
-        await eventually(has_noticed, 8.0)
+        await eventually(has_noticed)
         assert await run.wait() == 1
+        assert run.events("daemon.stopping_hard")[0]["reason"] == "second signal"
 
     assert await installation.count() == 0

@@ -45,7 +45,6 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
-@pytest.mark.timeout(120)
 async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     code, stdout, stderr = await bench("finding", "--quick", "--rounds", "1", "--to", str(path))

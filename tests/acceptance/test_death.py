@@ -133,7 +133,7 @@ async def test_a_message_that_kills_the_process_holds_up_only_its_own_shard(inst
         if starts <= 10:
             others |= set(await installation.insert([1, 2, 3], objects=range(4)))
         async with installation.daemon() as daemon:
-            await eventually(partial(done_or_dead, installation, daemon, others), 12)
+            await installation.until(partial(done_or_dead, installation, daemon, others), by=daemon)
             with contextlib.suppress(ProcessLookupError):
                 daemon.signal(signal.SIGTERM)
             deaths += await daemon.wait() != 0

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_S, eventually
 from tests.processes import ROOT, Outboxd, outboxd, run
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ async def test_a_database_that_dies_is_reported() -> None:
         family = Family(demo.pid)
         await until_said(demo, "1 s  written")
         family.kill("bin/postgres -D", signal.SIGQUIT)
-        assert await demo.wait(30) == 69
+        assert await demo.wait() == 69
 
     assert demo.stderr.startswith("error: ")
     assert "Traceback" not in demo.stderr
@@ -203,7 +203,7 @@ async def test_a_reader_that_leaves_ends_it(tmp_path: Path) -> None:
         family = Family(demo.pid)
         await eventually(lambda: family.find("postgres"))
         demo._transport.get_pipe_transport(1).close()  # type: ignore[attr-defined]  # there is no public way
-        assert await asyncio.wait_for(demo.wait(), 20) == 141
+        assert await asyncio.wait_for(demo.wait(), PATIENCE_S) == 141
 
     assert errors.read_text() == ""
     assert family.processes_left() == []
@@ -273,7 +273,7 @@ class Terminal:
             self._main = -1
 
     async def wait(self) -> int:
-        return await asyncio.wait_for(self.process.wait(), 20)
+        return await asyncio.wait_for(self.process.wait(), PATIENCE_S)
 
 
 @contextlib.asynccontextmanager

@@ -48,7 +48,7 @@ async def test_a_daemon_that_was_killed_is_missed(installation: Installation) ->
         code, document = await diagnosed(installation)
         return code == 1 and errors(document) == ["daemons: no daemon is running that drains it (silo region)"]
 
-    _: bool = await eventually(is_missed)
+    await eventually(is_missed)
     document = (await diagnosed(installation))[1]
     assert any(f"pid {daemon.pid} on " in e["text"] and "has died" in e["text"] for e in document["findings"])
 
@@ -73,7 +73,7 @@ async def test_a_running_drain_is_no_daemon_and_its_death_is_told(installation: 
         document = (await diagnosed(installation))[1]
         return any(f"pid {drain.pid} on " in e["text"] and "has died" in e["text"] for e in document["findings"])
 
-    _: bool = await eventually(is_told)
+    await eventually(is_told)
 
 
 async def test_a_daemon_that_is_stopped_by_a_signal_does_not_pass_for_a_working_one(installation: Installation) -> None:
@@ -85,7 +85,7 @@ async def test_a_daemon_that_is_stopped_by_a_signal_does_not_pass_for_a_working_
             document = (await diagnosed(installation))[1]
             return any("has not touched its claim session for" in text for text in errors(document))
 
-        _: bool = await eventually(is_noticed, 40)
+        await eventually(is_noticed)
         daemon.signal(signal.SIGCONT)
 
 

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.eventually import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "node"
 
 
 @pytest.mark.skipif(shutil.which("node") is None or shutil.which("npm") is None, reason="there is no node")
-@pytest.mark.timeout(120)
 async def test_the_command_of_the_readme() -> None:
     readme = (EXAMPLE / "README.md").read_text("utf-8")
     command = re.search(r"^python (.*)$", readme, re.MULTILINE)
@@ -28,7 +29,7 @@ async def test_the_command_of_the_readme() -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(2 * PATIENCE_S):
         output, error = await process.communicate()
     if not (EXAMPLE / "node_modules" / "pg").exists():
         pytest.skip("npm could not install pg")

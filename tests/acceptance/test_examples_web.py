@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.eventually import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -25,7 +27,7 @@ async def test_the_command_of_the_readme(example: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         output, error = await process.communicate()
 
     assert process.returncode == 0, error.decode()

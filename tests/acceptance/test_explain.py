@@ -89,7 +89,7 @@ async def test_a_killed_daemon_is_no_daemon_and_is_named(installation: Installat
     async def lock_is_free() -> bool:
         return (await explained(installation, 7))["facts"]["claimed_by"] is None
 
-    _: bool = await eventually(lock_is_free)
+    await eventually(lock_is_free)
     document = await explained(installation, 7)
 
     assert document["reason"] == "no_daemon"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tests.acceptance.installation import EVENT, SCOPE, Installation
 from tests.acceptance.servers import memory_kb
+from tests.eventually import PATIENCE_S
 
 if TYPE_CHECKING:
     from tests.processes import Outboxd
@@ -21,7 +22,7 @@ SCALE = float(os.environ.get("MEMORY_TEST_SCALE", "1"))
 WAITING_ROWS = int(200_000 * SCALE)
 LARGE_PAYLOADS = int(200 * SCALE)
 MIDDLE_PAYLOADS = int(20_000 * SCALE)
-PATIENCE_S = 25 + 20 * SCALE
+DRAINED_S_MAX = PATIENCE_S * max(SCALE, 1.0)
 
 IDLE_MB_MAX = 120
 LARGE_MB_MAX = 200
@@ -79,7 +80,7 @@ async def test_what_waits_costs_no_memory(installation: Installation) -> None:
     async with installation.ready_daemon() as daemon:
         for shard in range(10):
             ids = await installation.insert([-1 - shard], objects=range(20))
-            await installation.until(lambda: set(ids) <= set(installation.delivered()), PATIENCE_S, by=daemon)  # noqa: B023
+            await installation.until(lambda: set(ids) <= set(installation.delivered()), DRAINED_S_MAX, by=daemon)  # noqa: B023
 
         assert peak_mb(daemon) < IDLE_MB_MAX
     assert await installation.count() == 3 * third
@@ -90,7 +91,7 @@ async def test_large_payloads_are_held_one_a_drainer(installation: Installation)
     installation.receive(SLOW.format(size=size))
     await fill_payloads(installation, LARGE_PAYLOADS, size, shards=1, storage="EXTERNAL")
     async with installation.ready_daemon() as daemon:
-        await installation.drained(PATIENCE_S, by=daemon)
+        await installation.drained(DRAINED_S_MAX, by=daemon)
         assert peak_mb(daemon) < LARGE_MB_MAX
 
 
@@ -100,7 +101,7 @@ async def test_payloads_that_compress_well_are_measured_by_their_real_size(insta
     installation.receive(SLOW.format(size=size))
     await fill_payloads(installation, 2 * LARGE_PAYLOADS, size, shards=10, storage="EXTENDED")
     async with installation.ready_daemon() as daemon:
-        await installation.drained(PATIENCE_S, by=daemon)
+        await installation.drained(DRAINED_S_MAX, by=daemon)
         assert peak_mb(daemon) < LARGE_MB_MAX
 
 
@@ -112,7 +113,7 @@ async def test_many_payloads_of_a_middling_size_are_not_read_all_at_once(install
     installation.drain["concurrency"] = 50
     installation.configure()
     async with installation.ready_daemon() as daemon:
-        await installation.drained(PATIENCE_S, by=daemon)
+        await installation.drained(DRAINED_S_MAX, by=daemon)
         assert peak_mb(daemon) < LARGE_MB_MAX
 
 
@@ -120,5 +121,5 @@ async def test_a_deep_shard_is_read_in_parts(installation: Installation) -> None
     installation.receive('@receiver("EVENT")\nasync def accept(message):\n    pass\n')
     await fill(installation, "1", "'2016-08-01'", MIDDLE_PAYLOADS)
     async with installation.ready_daemon() as daemon:
-        await installation.drained(PATIENCE_S, by=daemon)
+        await installation.drained(DRAINED_S_MAX, by=daemon)
         assert peak_mb(daemon) < IDLE_MB_MAX

@@ -245,9 +245,10 @@ async def test_a_second_signal_ends_it_at_once(installation: Installation) -> No
         await eventually(lambda: installation.delivered("start"))
         process.signal(signal.SIGTERM)
         process.signal(signal.SIGINT)  # two of one kind may arrive as one
-        code = await process.wait(5)
+        code = await process.wait()
 
     assert code == 1
+    assert process.events("daemon.stopping_hard")[0]["reason"] == "second signal"
     assert await installation.ids() == set(ids)
     assert await installation.left_behind() == []
 

@@ -72,7 +72,7 @@ async def drained(shop: ShopDatabase) -> None:
     async def is_empty() -> bool:
         return await shop.count() == 0
 
-    _: bool = await eventually(is_empty)
+    await eventually(is_empty)
 
 
 # --- Roles and grants ----------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ async def test_the_daemon_s_role_drains_and_backfills(shop: ShopDatabase) -> Non
         async def walked() -> bool:
             return bool(await shop.admin.fetchval("SELECT version = 2 FROM outboxd.backfill_watermark"))
 
-        _: bool = await eventually(walked, error=daemon.stderr)
+        await eventually(walked, error=daemon.stderr)
         await drained(shop)
     assert not [line for line in daemon.stderr_lines if "permission denied" in line]
 
@@ -127,7 +127,7 @@ async def test_what_holds_vacuum_back_is_among_the_metrics_of_the_daemon_s_role(
             async with aiohttp.ClientSession() as session, session.get(f"http://{address}/metrics") as answer:
                 return "\noutboxd_oldest_snapshot_seconds " in await answer.text()
 
-        _: bool = await eventually(told)
+        await eventually(told)
 
 
 async def test_check_says_what_the_metrics_lack_where_the_daemon_s_role_sees_no_activity(shop: ShopDatabase) -> None:
@@ -271,7 +271,7 @@ async def test_whether_sessions_are_encrypted_can_be_seen(shop: ShopDatabase) ->
         async def all_there() -> bool:  # each session is opened when it is first needed
             return {"outboxd: claim", "outboxd: find main"} <= {r["application_name"] for r in await shop.fetch(block)}
 
-        _: bool = await eventually(all_there)
+        await eventually(all_there)
         rows = await shop.fetch(block)
 
     assert {row["ssl"] for row in rows} == {False}, "this server has no certificate"
@@ -326,7 +326,7 @@ async def test_a_daemon_holds_as_many_sessions_as_the_table_says(shop: ShopDatab
         async def all_are_open() -> bool:
             return {r["usename"]: r["count"] for r in await shop.fetch(count)} == {"outbox_daemon": int(row)}
 
-        _: bool = await eventually(all_are_open, error=daemon.stderr)
+        await eventually(all_are_open, error=daemon.stderr)
 
 
 async def test_a_daemon_that_finds_no_connection_free_waits_for_one(shop: ShopDatabase) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.acceptance.servers import PGBOUNCER, pgbouncer
+from tests.eventually import PATIENCE_S
 from tests.processes import ROOT
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ async def application(
 
 
 async def ended(process: asyncio.subprocess.Process) -> str:
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         output, error = await process.communicate()
     assert process.returncode == 0, error.decode()
     assert "Traceback" not in error.decode()

@@ -23,7 +23,7 @@ async def test_a_shorter_poll_interval_takes_effect(installation: Installation) 
         daemon.signal(signal.SIGHUP)
         await daemon.wait_for_event("config.reloaded")
 
-        await installation.drained(10, by=daemon)
+        await installation.drained(by=daemon)
 
 
 async def test_a_category_that_no_longer_coalesces_takes_effect(installation: Installation) -> None:
@@ -57,7 +57,7 @@ async def test_more_concurrency_takes_effect(installation: Installation) -> None
 
         daemon.signal(signal.SIGHUP)
 
-        await installation.until(lambda: len(installation.delivered("start")) == 4, 10, by=daemon)
+        await installation.until(lambda: len(installation.delivered("start")) == 4, by=daemon)
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ only_by_path = pytest.mark.parametrize("systemd", ["path"], indirect=True)
 
 async def fed(systemd: Systemd, installation: Installation, daemon: Outboxd, times: int = 5) -> None:
     count = len(systemd.fed_at) + times
-    await installation.until(lambda: len(systemd.fed_at) >= count, 10, by=daemon)
+    await installation.until(lambda: len(systemd.fed_at) >= count, by=daemon)
 
 
 async def test_ready_reload_and_end_are_told(installation: Installation, systemd: Systemd) -> None:
@@ -196,7 +196,7 @@ async def test_the_watchdog_is_fed_while_it_waits_for_the_database(bare: Install
             return len(systemd.fed_at) >= 5
 
         await bare.migrate()  # only so that a failure can count messages
-        await bare.until(is_fed, 10, by=daemon)
+        await bare.until(is_fed, by=daemon)
 
 
 @only_by_path
@@ -222,7 +222,7 @@ async def test_the_watchdog_is_not_fed_while_a_receiver_blocks_the_event_loop(
     installation.receive(BLOCK)
     await installation.insert([1])
     async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
-        await installation.until(systemd.silent, 10, by=daemon)
+        await installation.until(systemd.silent, by=daemon)
         assert installation.delivered() == []
         installation.open("gate")
         await fed(systemd, installation, daemon)
@@ -237,7 +237,7 @@ async def test_the_watchdog_is_not_fed_while_every_receiver_is_stuck_beyond_its_
     installation.configure()
     await installation.insert(range(50))
     async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
-        await installation.until(systemd.silent, 10, by=daemon)
+        await installation.until(systemd.silent, by=daemon)
 
 
 @only_by_path
@@ -245,7 +245,7 @@ async def test_the_watchdog_is_not_fed_by_a_stopped_process(installation: Instal
     async with installation.ready_daemon(env=systemd.environment(watchdog=True)) as daemon:
         await fed(systemd, installation, daemon, times=2)
         daemon.signal(signal.SIGSTOP)
-        await installation.until(systemd.silent, 10, by=daemon)
+        await installation.until(systemd.silent, by=daemon)
         daemon.signal(signal.SIGCONT)
         await fed(systemd, installation, daemon)
 

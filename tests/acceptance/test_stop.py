@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -114,8 +115,9 @@ async def test_a_second_sigterm_is_a_hard_stop(installation: Installation, code:
         daemon.signal(signal.SIGTERM)
         await daemon.wait_for_event("daemon.stopping")
         daemon.signal(signal.SIGTERM)
-        assert await daemon.wait(5) == 1
+        assert await daemon.wait() == 1
 
+    assert daemon.events("daemon.stopping_hard")[0]["reason"] == "second signal"
     assert await installation.ids() == set(ids)
     assert await installation.count("SELECT count(*) FROM outboxd.failure") == 0
     assert await installation.left_behind() == []
@@ -130,7 +132,7 @@ async def test_the_end_of_the_grace_period_is_a_hard_stop(installation: Installa
     async with installation.ready_daemon() as daemon:
         await eventually(lambda: installation.delivered("start"))
         daemon.signal(signal.SIGTERM)
-        assert await daemon.wait(5) == 1
+        assert await daemon.wait() == 1
 
     assert daemon.events("daemon.stopping_hard")[0]["reason"] == "end of the grace period"
     assert await installation.ids() == set(ids)
@@ -151,8 +153,9 @@ async def test_a_hard_stop_settles_what_was_delivered(installation: Installation
         await eventually(lambda: len(installation.delivered()) > 20)
         daemon.signal(signal.SIGTERM)
         daemon.signal(signal.SIGINT)  # two of one kind may arrive as one
-        assert await daemon.wait(5) == 1
+        assert await daemon.wait() == 1
 
+    assert daemon.events("daemon.stopping_hard")[0]["reason"] == "second signal"
     assert await installation.ids() == set(ids) - set(installation.delivered())
     assert len(set(installation.delivered())) == len(installation.delivered())
 
@@ -161,7 +164,7 @@ async def test_a_daemon_that_waits_for_its_database_stops_with_exit_0(bare: Inst
     async with bare.daemon() as daemon:
         await daemon.wait_for_event("daemon.waiting")
         daemon.signal(signal.SIGTERM)
-        assert await daemon.wait(10) == 0
+        assert await daemon.wait() == 0
 
 
 async def waits_for_a_lock(installation: Installation, session: str) -> bool:
@@ -217,25 +220,57 @@ async def test_a_signal_while_once_starts_is_no_death(installation: Installation
     assert installation.delivered() == []
 
 
-@pytest.mark.parametrize("through", [(), ("nohup",)], ids=["", "nohup"])
-async def test_hanging_up_is_a_soft_stop_of_once_and_never_a_hard_one(
-    installation: Installation, through: tuple[str, ...]
-) -> None:
-    installation.receive(
-        '@receiver("EVENT")\nasync def wait(message):\n    record(message, "start")\n'
-        '    await opened("gate")\n    record(message)\n'
-    )
+HEAR = """\
+from outboxd.stopping import Stopper
+
+
+def hear(stopper, stop=Stopper.stop):
+    stop(stopper)
+    with (HERE / "heard").open("a") as file:
+        file.write(".")
+
+
+Stopper.stop = hear
+
+
+@receiver("EVENT")
+async def wait(message):
+    record(message, "start")
+    await opened("gate")
+    record(message)
+"""
+
+
+def has_heard(installation: Installation, count: int) -> bool:
+    heard = installation.folder / "heard"
+    return heard.exists() and len(heard.read_text()) == count
+
+
+async def test_hanging_up_is_a_soft_stop_of_once_and_never_a_hard_one(installation: Installation) -> None:
+    installation.receive(HEAR)
     ids = await installation.insert([7], objects=range(2))
-    async with installation.daemon("--once", through=through) as once:
+    async with installation.daemon("--once") as once:
         await installation.until(lambda: bool(installation.delivered("start")), by=once)
-        once.signal(signal.SIGHUP)
-        if not through:
-            once.signal(signal.SIGTERM)
-            once.signal(signal.SIGHUP)
+        for count, number in enumerate((signal.SIGHUP, signal.SIGTERM, signal.SIGHUP), 1):
+            once.signal(number)
+            await installation.until(partial(has_heard, installation, count), by=once)
         installation.open("gate")
         assert await once.wait() == 0
 
-    assert installation.delivered() == (ids if through else ids[:1])
+    assert installation.delivered() == ids[:1]
+    assert await installation.left_behind() == []
+
+
+async def test_nohup_keeps_once_from_hearing_the_hangup(installation: Installation) -> None:
+    installation.receive(HEAR)
+    ids = await installation.insert([7], objects=range(2))
+    async with installation.daemon("--once", through=("nohup",)) as once:
+        await installation.until(lambda: bool(installation.delivered("start")), by=once)
+        once.signal(signal.SIGHUP)
+        installation.open("gate")
+        assert await once.wait() == 0
+
+    assert installation.delivered() == ids
     assert await installation.left_behind() == []
 
 

@@ -14,7 +14,6 @@ from tests.eventually import eventually
 if TYPE_CHECKING:
     from tests.processes import Outboxd
 
-IN_EFFECT_S = 5.0
 SHARD = ("--scope", "ACCOUNT", "--shard", "42")
 OPTION = "outbox.disabled_shards.ACCOUNT"
 
@@ -55,7 +54,7 @@ async def switches_were_read(installation: Installation) -> None:
         async def was_read(now: Any = now) -> bool:
             return bool(await installation.connection.fetchval(started) > now)
 
-        _was_read: bool = await eventually(was_read, IN_EFFECT_S)
+        await eventually(was_read)
 
 
 async def passes_by(installation: Installation, daemon: Outboxd) -> None:
@@ -76,7 +75,7 @@ async def test_a_pause_is_in_effect_within_seconds_and_what_it_holds_goes_out_wh
 ) -> None:
     async with installation.ready_daemon() as daemon:
         await installation.run("pause", *arguments, "--reason", "bad deploy")
-        await daemon.wait_for_event("options.switched", timeout_s=IN_EFFECT_S)
+        await daemon.wait_for_event("options.switched")
         held = await installation.insert([42], category=UPDATE, objects=range(1, 6))
         before = await content(installation)
         if arguments != ("--outbox", "main"):
@@ -123,7 +122,7 @@ async def test_a_shard_in_backoff_keeps_its_time_unless_it_is_resumed_now(instal
 async def test_a_pause_that_has_expired_stops_counting_by_itself(installation: Installation) -> None:
     async with installation.ready_daemon() as daemon:
         await installation.run("pause", *SHARD, "--expires", "4s")
-        await daemon.wait_for_event("options.switched", timeout_s=IN_EFFECT_S)
+        await daemon.wait_for_event("options.switched")
         await installation.insert([42])
 
         await installation.drained(by=daemon)
@@ -136,7 +135,7 @@ async def test_pauses_and_options_add_up_and_each_is_ended_by_itself(installatio
     installation.receive(HURRIED)
     async with installation.ready_daemon() as daemon:
         await installation.run("pause", *SHARD)
-        await daemon.wait_for_event("options.switched", timeout_s=IN_EFFECT_S)
+        await daemon.wait_for_event("options.switched")
         await installation.insert([42])
         before = await content(installation)
         for command in (

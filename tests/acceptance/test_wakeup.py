@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from tests.acceptance.installation import Installation
 
+SOON_S = 20.0  # before the claim session checks, every 30 s, that it still listens
+
 
 async def test_with_the_trigger_a_message_is_delivered_long_before_the_next_poll(bare: Installation) -> None:
     bare.drain["poll_interval_s"] = 3600
@@ -15,10 +17,10 @@ async def test_with_the_trigger_a_message_is_delivered_long_before_the_next_poll
     assert migrate.returncode == 0, migrate.stderr
     await bare.insert([1])
     async with bare.ready_daemon() as daemon:
-        await bare.drained(10, by=daemon)  # by the first look; what follows is not
+        await bare.drained(SOON_S, by=daemon)  # by the first look; what follows is not
         for shard in range(5):
             await bare.insert([shard])
-            await bare.drained(10, by=daemon)
+            await bare.drained(SOON_S, by=daemon)
 
 
 async def test_the_trigger_wakes_after_the_claim_session_was_reopened(bare: Installation) -> None:
@@ -27,7 +29,7 @@ async def test_the_trigger_wakes_after_the_claim_session_was_reopened(bare: Inst
     await bare.migrate(notify=True)
     await bare.insert([1])
     async with bare.ready_daemon() as daemon:
-        await bare.drained(10, by=daemon)
+        await bare.drained(SOON_S, by=daemon)
         await bare.connection.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
             " WHERE application_name = 'outboxd: claim' AND datname = current_database()"
@@ -35,7 +37,7 @@ async def test_the_trigger_wakes_after_the_claim_session_was_reopened(bare: Inst
         await daemon.wait_for_event("claims.reopened")
 
         await bare.insert([2])
-        await bare.drained(10, by=daemon)
+        await bare.drained(SOON_S, by=daemon)
 
 
 async def test_what_is_committed_while_nobody_listens_is_not_forgotten(bare: Installation) -> None:
@@ -45,7 +47,7 @@ async def test_what_is_committed_while_nobody_listens_is_not_forgotten(bare: Ins
     await bare.migrate(notify=True)
     await bare.insert([1])
     async with bare.ready_daemon() as daemon:
-        await bare.drained(10, by=daemon)
+        await bare.drained(SOON_S, by=daemon)
         async with bare.connection.transaction():
             await bare.connection.execute(
                 "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
@@ -53,7 +55,7 @@ async def test_what_is_committed_while_nobody_listens_is_not_forgotten(bare: Ins
             )
             await bare.insert([2])
 
-        await bare.drained(10, by=daemon)
+        await bare.drained(SOON_S, by=daemon)
 
 
 async def test_without_the_trigger_the_poll_finds_it(installation: Installation) -> None:
@@ -62,7 +64,7 @@ async def test_without_the_trigger_the_poll_finds_it(installation: Installation)
     async with installation.ready_daemon() as daemon:
         for shard in range(3):
             await installation.insert([shard])
-            await installation.drained(10, by=daemon)
+            await installation.drained(SOON_S, by=daemon)
 
 
 async def test_a_message_that_becomes_due_is_delivered_before_the_next_poll(installation: Installation) -> None:
@@ -73,4 +75,4 @@ async def test_a_message_that_becomes_due_is_delivered_before_the_next_poll(inst
         "UPDATE outbox SET scheduled_for = now() + interval '1 second' WHERE shard_identifier = 2"
     )
     async with installation.ready_daemon() as daemon:
-        await installation.drained(10, by=daemon)
+        await installation.drained(SOON_S, by=daemon)

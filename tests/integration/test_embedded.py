@@ -199,7 +199,7 @@ async def test_killed_parent_leaves_no_process_and_the_next_start_sweeps() -> No
         await parent.wait()
     assert all(place.exists() for place in places)
     if sys.platform == "linux":
-        await eventually(lambda: not any(processes_in(place) for place in places), 10)
+        await eventually(lambda: not any(processes_in(place) for place in places))
     async with embedded_postgres(durable=False), embedded_valkey():
         assert not any(place.exists() for place in places)
 

@@ -15,7 +15,7 @@ from outboxd.config import CategoryConfig
 from outboxd.migrate import LOCK, migrate
 from outboxd.migration_script import migration_sql
 from outboxd.sql import literal
-from tests.eventually import eventually
+from tests.eventually import PATIENCE_S, eventually
 from tests.integration.schema_cases import (
     APPLICATION_TABLE,
     configuration,
@@ -178,7 +178,7 @@ class TestAgain:
                 "INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier) "
                 "SELECT 0, n, 3, n FROM generate_series(1, 5) n"
             )
-            assert await asyncio.wait_for(heard.get(), 10) == (f"outboxd_{table.oid}", "")
+            assert await asyncio.wait_for(heard.get(), PATIENCE_S) == (f"outboxd_{table.oid}", "")
             assert heard.empty()
 
     async def test_categories_follow_the_configuration(self, connection: asyncpg.Connection) -> None:
@@ -299,9 +299,8 @@ class TestAdopt:
                 phase = await other.fetchval("SELECT phase FROM pg_stat_progress_create_index")
                 return bool(phase == "waiting for writers before build")
 
-            waits: bool = await eventually(waits_for_the_writer)
-            assert waits
-            await asyncio.wait_for(other.execute(insert), 5)
+            await eventually(waits_for_the_writer)
+            await asyncio.wait_for(other.execute(insert), PATIENCE_S)
             await transaction.commit()
             done = await migrating
         assert done == ["table outbox: index on (shard_scope, shard_identifier, id) built"]

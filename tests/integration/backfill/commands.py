@@ -91,7 +91,7 @@ class Here:
         self.file.write_text("\n".join(lines))
 
     async def run(self, *arguments: str, **options: Any) -> Outboxd:
-        done = await run("backfill", *arguments, config=self.file, timeout_s=40, **options)
+        done = await run("backfill", *arguments, config=self.file, **options)
         assert "Traceback" not in done.stderr
         return done
 

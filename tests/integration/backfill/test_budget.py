@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from outboxd.backfill import Backfill, backfill_outboxes_for
 from outboxd.budget import SPENDING_CLASS, Pace
-from tests.drains import CONTROL, REGION, connected, until, write_many
+from tests.drains import CONTROL, REGION, connected, write_many
+from tests.eventually import eventually
 from tests.walks import (
     create_members,
     let_a_minute_pass,
@@ -262,7 +263,7 @@ async def test_a_batch_waits_for_what_another_one_is_spending(database: str, con
         async with other.transaction():
             await other.execute("SELECT pg_advisory_xact_lock($1, hashtext('outboxd'))", SPENDING_CLASS)
             batch = asyncio.create_task(one_batch(backfill, 10, messages=10))
-            await until(lambda: waits_for_a_lock(connection))
+            await eventually(lambda: waits_for_a_lock(connection))
             await other.execute(
                 "INSERT INTO outboxd.backfill_spending (table_name, messages) VALUES ('organizationmember', 8)"
             )

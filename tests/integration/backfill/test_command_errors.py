@@ -11,7 +11,8 @@ from outboxd import sql
 from outboxd.backfill_report import _renderer
 from outboxd.embedded import embedded_valkey
 from outboxd.source import inspect_walk
-from tests.drains import CONTROL, REGION, UUID, until
+from tests.drains import CONTROL, REGION, UUID
+from tests.eventually import eventually
 from tests.integration.backfill.commands import (
     MEMBER,
     Here,
@@ -85,7 +86,7 @@ class TestErrors:
         async with contextlib.AsyncExitStack() as server:
             here.configure(redis_url=await server.enter_async_context(embedded_valkey()), rate=10)
             async with outboxd("backfill", "run", config=here.file) as process:
-                await until(lambda: "waiting for the rate" in process.stderr, 20)
+                await eventually(lambda: "waiting for the rate" in process.stderr)
                 await server.aclose()
                 assert await process.wait() == 69
 

@@ -18,7 +18,8 @@ from redis.asyncio import Redis
 
 from outboxd import errors
 from outboxd.watermark import RedisWatermarks, State
-from tests.drains import outboxd_backends, until
+from tests.drains import outboxd_backends
+from tests.eventually import eventually
 from tests.walks import create_members, model, one_batch, walking, watermark, with_models
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class World:
         async def gone() -> bool:
             return len(await outboxd_backends(self.connection, "backfill")) <= len(open_)
 
-        await until(gone)
+        await eventually(gone)
 
     async def state(self) -> State:
         if self.redis is None:

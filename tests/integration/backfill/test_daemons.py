@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tests.drains import connected, outboxd_backends, until
+from tests.drains import connected, outboxd_backends
+from tests.eventually import eventually
 from tests.walks import (
     create_members,
     let_a_minute_pass,
@@ -37,13 +38,13 @@ async def test_one_daemon_walks_a_table_and_another_takes_over_when_it_dies(
         assert progress_of(second).low_bound == "11", "it is known all the same"
 
         await connection.execute("SELECT pg_terminate_backend($1)", pid)
-        await until(lambda: second.tick(paced=False))
+        await eventually(lambda: second.tick(paced=False))
         await let_a_minute_pass(connection)
         assert not await first.tick(paced=False), "its session is gone"
         await first.tick(paced=False)
         assert progress_of(first).condition == "elsewhere"
 
-        await until(lambda: second.tick(paced=False))
+        await eventually(lambda: second.tick(paced=False))
         assert progress_of(second).rows == 20
 
     assert await objects(connection) == list(range(1, 31))
@@ -134,7 +135,7 @@ async def test_a_batch_waits_for_one_that_has_not_committed(database: str, conne
             async def waits() -> bool:
                 return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"))
 
-            await until(waits)
+            await eventually(waits)
         await batch
 
     assert await objects(connection) == [8, 9, 10]

@@ -16,7 +16,8 @@ from outboxd.embedded import embedded_valkey
 from outboxd.errors import ConfigError
 from outboxd.pipeline import Pipeline
 from outboxd.watermark import RedisWatermarks, State
-from tests.drains import Recorder, build, outboxd_backends, until, until_empty, write
+from tests.drains import Recorder, build, outboxd_backends, until_empty, write
+from tests.eventually import PATIENCE_S, eventually
 from tests.walks import (
     create_members,
     let_a_minute_pass,
@@ -201,7 +202,7 @@ async def daemon(dsn: str, redis_url: list[str], seen: Recorder) -> AsyncIterato
         yield pipeline
     finally:
         pipeline.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await running
 
 
@@ -219,20 +220,20 @@ async def test_redis_dies_in_mid_walk_and_comes_back(
             async with daemon(database, url, seen) as pipeline:
                 assert pipeline.backfill is not None
                 progress = progress_of(pipeline.backfill)
-                await until(lambda: progress.rows > 30)
+                await eventually(lambda: progress.rows > 30)
                 async with Redis.from_url(url[0]) as client:
                     os.kill((await client.info("server"))["process_id"], signal.SIGKILL)
-                await until(lambda: lines)
+                await eventually(lambda: lines)
                 stopped_at = progress.rows
                 await write(connection, shard=7, obj=4711)
-                await until(lambda: 4711 in seen.objects)
+                await eventually(lambda: 4711 in seen.objects)
                 assert pipeline.backfill.metrics().backfilled_total == {"organizationmember": stopped_at}
                 assert [line["event"] for line in lines] == ["backfill.unavailable"]
                 assert "redis at unix://" in lines[0]["error"]
 
                 async with embedded_valkey() as url[0], Redis.from_url(url[0]) as again:
                     await again.set(KEY, f"[{stopped_at + 1}, 1]")
-                    await until(lambda: progress.condition == "finished", 20)
+                    await eventually(lambda: progress.condition == "finished")
                     assert await again.get(KEY) == b"[0,2]"
                     await until_empty(connection)
                     assert [line["event"] for line in lines] == ["backfill.unavailable", "backfill.resumed"]

@@ -9,6 +9,7 @@ import pytest
 
 from outboxd import backfill_run
 from tests.drains import CATEGORIES, CONTROL, REGION, write, write_many
+from tests.eventually import PATIENCE_S
 from tests.walks import (
     create_members,
     let_a_minute_pass,
@@ -213,7 +214,7 @@ async def test_a_walk_in_the_foreground_ends_when_nobody_drains(
         foreground = backfill_run.Foreground(
             backfill, backfill_run.Interrupt(), force_synchronous=False, on_tick=lambda: None
         )
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await foreground.run()
         assert progress_of(backfill).condition == "budget"
 

@@ -29,7 +29,7 @@ async def test_a_suite(database: str, connection: asyncpg.Connection, tmp_path: 
     path = tmp_path / "outboxd.toml"
     path.write_text(CONFIG.format(dsn="host=/nowhere", modules=f'"{RECEIVERS}"'))
     env = {"SHOP_DSN": database, "SHOP_CONFIG": str(path), "SHOP_ARCHIVE_CONFIG": str(path), "PYTHONWARNINGS": "error"}
-    ran = await run("--parallel", str(parallel), program=SUITE, env=env, timeout_s=50)
+    ran = await run("--parallel", str(parallel), program=SUITE, env=env)
     assert (ran.returncode, "OK" in ran.stderr_lines, "Ran 6 tests" in ran.stderr) == (0, True, True), ran.stderr
     assert ("Cloning test database for alias 'archive'..." in ran.stderr_lines) == (parallel > 1)
     left = "SELECT count(*) FROM pg_database WHERE datname LIKE current_database() || '\\_%made%'"

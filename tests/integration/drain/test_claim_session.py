@@ -30,11 +30,11 @@ from tests.drains import (
     passes_more,
     remaining,
     shard_locks,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -50,7 +50,7 @@ async def kill_claim_session(connection: asyncpg.Connection) -> None:
     async def gone() -> bool:
         return pid not in await outboxd_backends(connection, "claim")
 
-    await until(gone)
+    await eventually(gone)
 
 
 async def reopened(connection: asyncpg.Connection, pipeline: Pipeline) -> bool:
@@ -74,7 +74,7 @@ async def test_a_delivery_under_way_when_the_claim_session_is_lost_is_settled(
     async with draining(database, gate) as pipeline:
         await gate.closed_behind()
         await kill_claim_session(connection)
-        await until(lambda: not pipeline.claims.is_open)
+        await eventually(lambda: not pipeline.claims.is_open)
         gate.opened.set()
 
         await until_empty(connection)
@@ -95,9 +95,9 @@ async def test_a_failure_under_way_when_the_claim_session_is_lost_is_counted_onc
     async with draining(database, Recorder(fail)) as pipeline:
         await gate.closed_behind()
         await kill_claim_session(connection)
-        await until(lambda: not pipeline.claims.is_open)
+        await eventually(lambda: not pipeline.claims.is_open)
         gate.opened.set()
-        await until(lambda: pipeline.totals()["failures"] == 1)
+        await eventually(lambda: pipeline.totals()["failures"] == 1)
 
     assert [failure["attempts"] for failure in await failures(connection)] == [1]
     assert len(gate.messages) == 1
@@ -112,10 +112,10 @@ async def test_nothing_more_is_started_on_the_claims_of_a_lost_session(
     async with draining(database, gate) as pipeline:
         await gate.closed_behind()
         await kill_claim_session(connection)
-        await until(lambda: not pipeline.claims.is_open)
+        await eventually(lambda: not pipeline.claims.is_open)
         pipeline.claims.open = _never  # type: ignore[method-assign]
         gate.opened.set()
-        await until(lambda: pipeline.totals()["delivered"] == 1)
+        await eventually(lambda: pipeline.totals()["delivered"] == 1)
 
     assert [message.object_identifier for message in gate.messages] == [1]
     assert len(await remaining(connection)) == 4
@@ -133,7 +133,7 @@ async def test_one_process_does_not_claim_a_shard_that_it_still_delivers_on_a_lo
     async with draining(database, gate) as pipeline:
         await gate.closed_behind()
         await kill_claim_session(connection)
-        await until(lambda: reopened(connection, pipeline))
+        await eventually(lambda: reopened(connection, pipeline))
         await passes_more(pipeline)  # the shard is due and its lock is free
 
         assert len(gate.messages) == 1
@@ -151,9 +151,9 @@ async def test_the_claim_session_is_opened_again_and_the_drain_goes_on(
     async with draining(database, seen) as pipeline:
         await kill_claim_session(connection)
         await until_empty(connection)
-        await until(lambda: reopened(connection, pipeline))
+        await eventually(lambda: reopened(connection, pipeline))
         await write(connection, shard=1_000)
-        await until(lambda: 1_000 in seen.shards)
+        await eventually(lambda: 1_000 in seen.shards)
 
     assert await shard_locks(connection) == 0
 
@@ -191,12 +191,12 @@ async def test_a_session_that_hears_nothing_any_more_is_replaced(
         deaf = pipeline.claims._session
         assert deaf is not None
         answered_at = deaf.answered_at
-        await until(lambda: deaf.answered_at > answered_at + 0.2)
+        await eventually(lambda: deaf.answered_at > answered_at + 0.2)
         assert deaf.alive, "while it hears, it stays"
         async with deaf.turnstile:
             await deaf.connection.execute("UNLISTEN *")
-        await until(lambda: not deaf.alive)
-        await until(lambda: reopened(connection, pipeline))
+        await eventually(lambda: not deaf.alive)
+        await eventually(lambda: reopened(connection, pipeline))
 
 
 async def test_a_lost_session_leaves_one_worker_row_and_none_at_the_end(
@@ -205,7 +205,7 @@ async def test_a_lost_session_leaves_one_worker_row_and_none_at_the_end(
     async with draining(database, Recorder()) as pipeline:
         before = pipeline.claims.worker_id
         await kill_claim_session(connection)
-        await until(lambda: reopened(connection, pipeline))
+        await eventually(lambda: reopened(connection, pipeline))
         [(worker, died_at)] = await connection.fetch("SELECT id, died_at FROM outboxd.worker")
         assert (worker, died_at) == (pipeline.claims.worker_id, None)
         assert worker != before
@@ -221,7 +221,7 @@ async def test_a_drain_with_every_session_killed_again_and_again_loses_nothing(
     seen = Recorder()
     async with draining(database, seen, configure(turn_rows_max=2)):
         for count in (50, 150, 300, 450):
-            await until(functools.partial(_has_seen, seen, count))
+            await eventually(functools.partial(_has_seen, seen, count))
             for pid in await outboxd_backends(connection):
                 await connection.execute("SELECT pg_terminate_backend($1)", pid)
         await until_empty(connection)
@@ -245,7 +245,7 @@ async def test_a_claim_that_ends_in_anything_but_rows_closes_its_session_and_lea
             await replica.claims.claim(candidates)
 
         assert not replica.claims.is_open
-        await until(lambda: _free(connection))
+        await eventually(lambda: _free(connection))
 
 
 async def test_a_claim_that_is_cancelled_by_the_server_leaves_no_lock(
@@ -261,13 +261,13 @@ async def test_a_claim_that_is_cancelled_by_the_server_leaves_no_lock(
         async def half_way() -> bool:
             return await shard_locks(connection) == 30
 
-        await until(half_way)
+        await eventually(half_way)
         await connection.execute("SELECT pg_cancel_backend($1)", pid)
         with pytest.raises(errors.OutboxdError):
             await claiming
 
         assert not replica.claims.is_open
-        await until(lambda: _free(connection))
+        await eventually(lambda: _free(connection))
 
 
 async def test_a_claim_whose_caller_is_cancelled_leaves_no_lock(database: str, connection: asyncpg.Connection) -> None:
@@ -280,13 +280,13 @@ async def test_a_claim_whose_caller_is_cancelled_leaves_no_lock(database: str, c
         async def half_way() -> bool:
             return await shard_locks(connection) == 10
 
-        await until(half_way)
+        await eventually(half_way)
         claiming.cancel()
         with pytest.raises(asyncio.CancelledError):
             await claiming
 
         assert not replica.claims.is_open
-        await until(lambda: _free(connection))
+        await eventually(lambda: _free(connection))
 
 
 async def _free(connection: asyncpg.Connection) -> bool:
@@ -323,8 +323,8 @@ async def test_claims_of_an_earlier_session_are_not_unlocked_on_its_successor(
         [candidate] = await replica.find()
         [old] = await replica.claims.claim([candidate])
         await kill_claim_session(connection)
-        await until(lambda: not replica.claims.is_open)
-        await until(lambda: _free(connection))
+        await eventually(lambda: not replica.claims.is_open)
+        await eventually(lambda: _free(connection))
         await replica.claims.open()
         [new] = await replica.claims.claim([candidate])
 
@@ -430,8 +430,8 @@ async def test_daemons_of_the_other_silo_have_no_place_among_these(database: str
     both = configure(REGION, CONTROL)
     region, control = (msgspec.structs.replace(both, silo_mode=silo) for silo in ("region", "control"))
     async with draining(database, Recorder(), region) as first, draining(database, Recorder(), control) as other:
-        await until(lambda: other.claims.place() == (0, 1))
+        await eventually(lambda: other.claims.place() == (0, 1))
         async with draining(database, Recorder(), region) as second:
             assert second.claims.place() == (1, 2)
-            await until(lambda: first.claims.place() == (0, 2))
+            await eventually(lambda: first.claims.place() == (0, 2))
         assert other.claims.place() == (0, 1)

@@ -24,10 +24,10 @@ from tests.drains import (
     draining,
     failing,
     passes_more,
-    until,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
@@ -310,7 +310,7 @@ async def test_what_is_new_is_polled_for_while_a_costly_pass_rests(
         found.extend(await finder.look())
         return bool(found)
 
-    await until(is_found)
+    await eventually(is_found)
     assert ([candidate.shard for candidate in found], finder.passes) == ([(0, 7)], 1)
 
 
@@ -337,7 +337,7 @@ async def test_a_drain_does_not_walk_what_it_has_delivered_itself_in_every_round
         assert 0 < fetched < 24_000
         return True
 
-    await until(few_blocks)
+    await eventually(few_blocks)
 
 
 async def _forget_statistics(connection: asyncpg.Connection) -> None:
@@ -368,7 +368,7 @@ async def test_a_paused_deep_shard_costs_a_probe_a_pass_and_is_never_read(
     await write_many(connection, 100_000)
     await connection.execute("INSERT INTO outboxd.pause (kind, shard_scope, shard_identifier) VALUES ('shard', 0, '1')")
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: pipeline.branches[0].outbox is not None)
+        await eventually(lambda: pipeline.branches[0].outbox is not None)
         outbox = pipeline.branches[0].outbox
         assert outbox is not None
         with counted(outbox.finding) as finding, counted(outbox.reading) as reading:
@@ -383,7 +383,7 @@ async def test_an_idle_daemon_hardly_touches_a_backlog_in_backoff(
 ) -> None:
     await write_many(connection, 50_000, shards=50_000, due_in_s=3600)
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: pipeline.branches[0].outbox is not None)
+        await eventually(lambda: pipeline.branches[0].outbox is not None)
         outbox = pipeline.branches[0].outbox
         assert outbox is not None
         with counted(outbox.finding) as finding:

@@ -7,18 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.drains import (
-    Recorder,
-    configure,
-    drain_once,
-    draining,
-    failing,
-    make_due,
-    remaining,
-    until,
-    until_empty,
-    write,
-)
+from tests.drains import Recorder, configure, drain_once, draining, failing, make_due, remaining, until_empty, write
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -219,7 +209,7 @@ async def test_a_message_that_is_never_due_does_not_keep_others_from_being_found
     async with draining(database, seen):
         for shard in (2, 3):
             await write(connection, shard=shard)
-            await until(functools.partial(_has_seen, seen, shard))
+            await eventually(functools.partial(_has_seen, seen, shard))
 
     assert await remaining(connection) == [never]
 

@@ -15,10 +15,10 @@ from tests.drains import (
     failing,
     make_due,
     remaining,
-    until,
     until_empty,
     write,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,7 +40,7 @@ async def test_a_lower_id_that_commits_during_the_delivery_survives_it_and_is_de
         await producer.commit()
         gate.opened.set()
 
-        await until(lambda: len(gate.messages) == 2)
+        await eventually(lambda: len(gate.messages) == 2)
         assert gate.messages[-1].id == lower
         await until_empty(connection)
 
@@ -76,7 +76,7 @@ async def test_a_message_added_while_its_shard_drains_is_delivered(
         second = await write(connection, obj=2)
         gate.opened.set()
 
-        await until(lambda: len(gate.messages) == 2)
+        await eventually(lambda: len(gate.messages) == 2)
 
     assert [message.id for message in gate.messages] == [first, second]
     assert await remaining(connection) == []
@@ -92,7 +92,7 @@ async def test_a_message_about_the_same_object_added_during_its_delivery_is_deli
         second = await write(connection, obj=1)
         gate.opened.set()
 
-        await until(lambda: len(gate.messages) == 2)
+        await eventually(lambda: len(gate.messages) == 2)
 
     assert [message.id for message in gate.messages] == [first, second]
 

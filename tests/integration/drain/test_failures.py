@@ -20,11 +20,11 @@ from tests.drains import (
     failures,
     make_due,
     remaining,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -387,7 +387,7 @@ async def test_a_message_deleted_by_an_operator_during_its_failing_delivery_leav
 
     seen = Recorder(deleted_meanwhile)
     async with draining(database, seen) as pipeline:
-        await until(lambda: seen.messages and not held(pipeline))
+        await eventually(lambda: seen.messages and not held(pipeline))
 
     assert await failures(connection) == []
     assert pipeline.totals()["failures"] == 0

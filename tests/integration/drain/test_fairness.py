@@ -19,11 +19,11 @@ from tests.drains import (
     draining,
     remaining,
     shard_locks,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -46,10 +46,10 @@ async def test_five_shards_that_never_end_do_not_starve_a_sixth(database: str, c
             await write(producer, shard=shard)
         seen = Recorder(add_another)
         async with draining(database, seen, configure(concurrency=5)):
-            await until(lambda: len(seen.messages) >= 25)
+            await eventually(lambda: len(seen.messages) >= 25)
             for number in range(1, 4):
                 await write(producer, shard=6, obj=number)
-                await until(functools.partial(_has_had, seen, 6, number))
+                await eventually(functools.partial(_has_had, seen, 6, number))
 
 
 def _has_had(seen: Recorder, shard: int, number: int) -> bool:
@@ -146,7 +146,7 @@ async def test_a_failing_shard_does_not_slow_the_others(database: str, connectio
 
     seen = Recorder(fail_shard_1)
     async with draining(database, seen, configure(concurrency=1)):
-        await until(lambda: len(seen.messages) >= 2_001)
+        await eventually(lambda: len(seen.messages) >= 2_001)
         await connection.execute("DELETE FROM outbox WHERE shard_identifier = 1")
         await until_empty(connection)
 
@@ -159,10 +159,10 @@ async def test_of_two_daemons_each_takes_its_own_and_what_the_other_leaves(
     stuck, quick = Gate(), Recorder()
     config = configure(poll_interval_s=0.2)
     async with draining(database, stuck, config) as hanging, draining(database, quick, config) as other:
-        await until(lambda: hanging.claims.place() == (0, 2) and other.claims.place() == (1, 2))
+        await eventually(lambda: hanging.claims.place() == (0, 2) and other.claims.place() == (1, 2))
         await write_many(connection, 400, shards=400)
         held = 2 * config.drain.concurrency  # claims ahead of its drainers, besides those in their hands
-        await until(lambda: len(quick.messages) >= 400 - held - config.drain.concurrency)
+        await eventually(lambda: len(quick.messages) >= 400 - held - config.drain.concurrency)
         stuck.opened.set()
         await until_empty(connection)
 

@@ -21,10 +21,10 @@ from tests.drains import (
     draining,
     failures,
     remaining,
-    until,
     until_empty,
     write,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -66,7 +66,7 @@ async def test_one_locked_table_does_not_stop_another_outbox(database: str, conn
             await blocker.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
             for shard in range(5):
                 written = await write_control(connection, shard=shard)
-                await until(functools.partial(has_seen, seen, written))
+                await eventually(functools.partial(has_seen, seen, written))
             await until_empty(connection, "control_outbox")
 
 
@@ -123,7 +123,7 @@ async def test_a_missing_table_is_said_at_once_and_then_once_a_minute(
     await connection.execute("DROP TABLE outbox")
     with structlog.testing.capture_logs() as logs:
         async with draining(database, Recorder()):
-            await until(lambda: looks >= 10)
+            await eventually(lambda: looks >= 10)
 
     said = [line for line in logs if line["event"] == "outbox.not_ready"]
     assert len(said) >= 9 if minutes_pass else len(said) == 1

@@ -25,11 +25,11 @@ from tests.drains import (
     make_due,
     passes_more,
     remaining,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -139,7 +139,9 @@ async def test_a_running_daemon_obeys_a_switch_and_its_end_without_a_restart(
         await write(connection, obj=1)
         await until_empty(connection)
         await connection.execute(off)
-        await until(lambda: pipeline.live.switches.outboxes | pipeline.live.switches.categories | _shards(pipeline))
+        await eventually(
+            lambda: pipeline.live.switches.outboxes | pipeline.live.switches.categories | _shards(pipeline)
+        )
         held = await write(connection, obj=2)
         await passes_more(pipeline)
         assert await remaining(connection) == [held]
@@ -164,9 +166,11 @@ async def test_a_delivery_does_not_start_once_its_switch_is_seen(
     async with draining(database, gate) as pipeline:
         await gate.closed_behind()
         await connection.execute(off)
-        await until(lambda: pipeline.live.switches.outboxes | pipeline.live.switches.categories | _shards(pipeline))
+        await eventually(
+            lambda: pipeline.live.switches.outboxes | pipeline.live.switches.categories | _shards(pipeline)
+        )
         gate.opened.set()
-        await until(lambda: pipeline.totals()["delivered"] == 1)
+        await eventually(lambda: pipeline.totals()["delivered"] == 1)
         await passes_more(pipeline)
 
     assert len(gate.messages) == 1
@@ -248,10 +252,10 @@ async def test_what_has_failed_is_tried_again_beside_due_messages_of_a_category_
     seen = Recorder()
 
     async with draining(database, seen) as pipeline:
-        await until(lambda: pipeline.totals()["claimed"] >= 2)  # what is off leads there, and changes nothing
+        await eventually(lambda: pipeline.totals()["claimed"] >= 2)  # what is off leads there, and changes nothing
         held_back = list(seen.ids)
         await connection.execute("UPDATE outbox SET scheduled_for = now() WHERE id = $1", failed)
-        await until(lambda: seen.ids)
+        await eventually(lambda: seen.ids)
 
     assert held_back == []
     assert seen.ids == [failed]
@@ -270,7 +274,7 @@ async def test_what_fails_slowly_is_tried_again_at_its_time_while_another_catego
         if message.attempt == 1:
             scheduler = pipeline.branches[0].scheduler
             assert scheduler is not None
-            await until(lambda: any(claim.again for claim in scheduler._held.values()))
+            await eventually(lambda: any(claim.again for claim in scheduler._held.values()))
             raise ValueError("not yet")
 
     async with draining(database, Recorder(fail_once), configure(poll_interval_s=0.1)) as pipeline:
@@ -405,11 +409,11 @@ async def test_shards_behind_the_switch_of_a_category_are_not_claimed_in_every_p
 
     async with draining(database, {"MEMBER": seen, "TEAM": seen}) as pipeline:
         [branch] = pipeline.branches
-        await until(lambda: branch.claimed.claimed == 40)
+        await eventually(lambda: branch.claimed.claimed == 40)
         await passes_more(pipeline)
         assert branch.claimed.claimed == 40
         await write(connection, shard=7, category="TEAM")
-        await until(lambda: len(seen.messages) == 1)
+        await eventually(lambda: len(seen.messages) == 1)
         assert seen.shards == [7]
         await connection.execute(SWITCHES["pause of a category"][1])
         await until_empty(connection)

@@ -8,7 +8,8 @@ import pytest
 
 from outboxd.find import Finder
 from outboxd.missing import GAP_MAX
-from tests.drains import Recorder, by_hand, configure, connected, draining, until, write, write_many
+from tests.drains import Recorder, by_hand, configure, connected, draining, write, write_many
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -31,7 +32,7 @@ async def finder(database: str) -> AsyncIterator[Finder]:
 
 async def found(finder: Finder) -> list[int]:
     finder.wake()
-    await until(lambda: finder.due_in_s() == 0)  # a look that found nothing is followed by a rest
+    await eventually(lambda: finder.due_in_s() == 0)  # a look that found nothing is followed by a rest
     return sorted(candidate.shard[1] for candidate in await finder.look())
 
 
@@ -134,7 +135,7 @@ async def test_a_bulk_load_that_commits_late_begins_a_pass(
 
     shards = set(await found(finder))
     while finder.passes == 1:
-        await until(lambda: finder.due_in_s() == 0)  # passes rest in proportion to their cost
+        await eventually(lambda: finder.due_in_s() == 0)  # passes rest in proportion to their cost
         shards.update(candidate.shard[1] for candidate in await finder.look())
     assert shards == set(range(1, count + 2))
 
@@ -155,16 +156,16 @@ async def test_a_daemon_delivers_it_when_it_is_woken(database: str, connection: 
     oid = await connection.fetchval("SELECT 'outbox'::regclass::oid")
     seen = Recorder()
     async with draining(database, seen, RARE_PASSES) as pipeline, connected(database) as slow:
-        await until(lambda: _finder(pipeline).passes)
+        await eventually(lambda: _finder(pipeline).passes)
         transaction = slow.transaction()
         await transaction.start()
         await write(slow, shard=1)
         await write(connection, shard=2)
         await connection.execute(f"NOTIFY outboxd_{oid}")
-        await until(lambda: seen.shards == [2])
+        await eventually(lambda: seen.shards == [2])
         await transaction.commit()
         await connection.execute(f"NOTIFY outboxd_{oid}")
-        await until(lambda: seen.shards == [2, 1])
+        await eventually(lambda: seen.shards == [2, 1])
 
 
 def _finder(pipeline: Pipeline) -> Finder:

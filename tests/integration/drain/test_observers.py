@@ -13,7 +13,8 @@ from outboxd import errors
 from outboxd.drain import Drain
 from outboxd.meter import Meter
 from outboxd.readahead import Reader
-from tests.drains import Recorder, configure, draining, failures, remaining, until, until_empty, write
+from tests.drains import Recorder, configure, draining, failures, remaining, until_empty, write
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -36,7 +37,7 @@ async def test_a_report_that_raises_leaves_the_failure_a_failure(database: str, 
     with structlog.testing.capture_logs() as logs:
         async with draining(database, Recorder(fail)) as pipeline:
             pipeline.live.on_failed = report
-            await until(lambda: pipeline.totals()["failures"] == 1)
+            await eventually(lambda: pipeline.totals()["failures"] == 1)
 
     [failure] = await failures(connection)
     assert failure["attempts"] == 1
@@ -69,7 +70,7 @@ async def test_a_shard_is_logged_as_texts(
     await write(connection)
     with structlog.testing.capture_logs() as logs:
         async with draining(database, Recorder()):
-            await until(lambda: event in events(logs))
+            await eventually(lambda: event in events(logs))
 
     assert next(log["shard"] for log in logs if log["event"] == event) == ["0", "1"]
 
@@ -88,7 +89,7 @@ async def test_a_meter_that_raises_does_not_end_the_drain(
             await until_empty(connection)
             await write(connection, shard=2)
             await until_empty(connection)
-            await until(lambda: pipeline.totals()["delivered"] == 2)
+            await eventually(lambda: pipeline.totals()["delivered"] == 2)
 
     assert "metrics.crashed" in events(logs)
 
@@ -112,12 +113,12 @@ async def test_what_a_receiver_raised_is_not_kept_while_the_failure_waits_to_be_
     async with draining(database, Recorder(fail), configure()) as pipeline:
         async with connection.transaction():
             await connection.execute("LOCK TABLE outboxd.failure IN SHARE MODE")  # it can be read, not written
-            await until(lambda: raised)
+            await eventually(lambda: raised)
             settler = pipeline.branches[0].settler
             assert settler is not None
-            await until(lambda: not settler.idle.is_set())
+            await eventually(lambda: not settler.idle.is_set())
             gc.collect()
             assert raised[0]() is None
             assert pipeline.totals()["failures"] == 0
-        await until(lambda: pipeline.totals()["failures"] == 1)
+        await eventually(lambda: pipeline.totals()["failures"] == 1)
     assert len(await remaining(connection)) == 1

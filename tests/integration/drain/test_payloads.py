@@ -21,10 +21,10 @@ from tests.drains import (
     failures,
     make_due,
     remaining,
-    until,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -103,8 +103,8 @@ async def test_json_that_python_can_hardly_hold_never_stops_the_drain(
     async with draining(database, seen, configure(concurrency=1)) as pipeline:
         for shard in (2, 3):
             await write(connection, shard=shard)
-        await until(lambda: {2, 3} <= set(seen.shards))
-        await until(lambda: pipeline.totals()["delivered"] + pipeline.totals()["failures"] == 3)
+        await eventually(lambda: {2, 3} <= set(seen.shards))
+        await eventually(lambda: pipeline.totals()["delivered"] + pipeline.totals()["failures"] == 3)
 
     if awkward in seen.ids:
         assert await remaining(connection) == []

@@ -20,10 +20,10 @@ from tests.drains import (
     failures,
     make_due,
     remaining,
-    until,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -107,7 +107,7 @@ async def test_a_delivery_costs_the_same_however_deep_its_shard(database: str, c
         assert tuple(row) == (300, 300)
         return True
 
-    await until(counted)
+    await eventually(counted)
     scheduler = pipeline.branches[0].scheduler
     assert scheduler is not None
     assert scheduler.counters.claimed < 10  # its turns are as long as any
@@ -158,7 +158,7 @@ async def test_a_failure_leaves_a_shard_as_one_without_a_death_does(
             [failure] = await failures(connection)
             return "died" not in failure["last_error"]
 
-        await until(is_written if prepared else lambda: failures(connection))
+        await eventually(is_written if prepared else lambda: failures(connection))
 
     moved = await connection.fetch("SELECT scheduled_from, scheduled_for FROM outbox ORDER BY id LIMIT 2")
     assert moved[0] == moved[1]
@@ -207,7 +207,7 @@ async def test_a_message_that_kills_the_process_has_pushed_itself_back(
 
     async with draining(database, Recorder(kill)) as pipeline:
         await gate.closed_behind()
-        await until(lambda: pipeline.totals()["delivered"] == 1)
+        await eventually(lambda: pipeline.totals()["delivered"] == 1)
         die(pipeline)
 
     seen = Recorder()
@@ -483,7 +483,7 @@ async def test_many_shards_are_delivered_and_nothing_is_lost(database: str, conn
     written = await remaining(connection)
     seen = Recorder()
     async with draining(database, seen):
-        await until(lambda: len(seen.messages) == 200)
+        await eventually(lambda: len(seen.messages) == 200)
 
     assert sorted(seen.ids) == written
     assert await remaining(connection) == []
@@ -498,10 +498,10 @@ async def test_a_death_is_noticed_while_running_and_forgotten_after_five_minutes
     async with draining(database, Recorder()) as pipeline:
         assert pipeline.live.prepared
         await connection.execute("UPDATE outboxd.worker SET died_at = now() - interval '5 minutes' WHERE pid = 1")
-        await until(lambda: not pipeline.live.prepared)
+        await eventually(lambda: not pipeline.live.prepared)
 
         await connection.execute(DEAD)
-        await until(lambda: pipeline.live.prepared)
+        await eventually(lambda: pipeline.live.prepared)
 
 
 async def test_a_clean_end_is_no_death(database: str, connection: asyncpg.Connection) -> None:

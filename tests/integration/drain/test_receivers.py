@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from outboxd import live
-from tests.drains import (
-    Recorder,
-    configure,
-    drain_once,
-    draining,
-    failures,
-    remaining,
-    until,
-    until_empty,
-    write,
-    write_many,
-)
+from tests.drains import Recorder, configure, drain_once, draining, failures, remaining, until_empty, write, write_many
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Generator
@@ -48,9 +38,9 @@ async def assert_that_only_shard_1_failed(
     seen = Recorder()
 
     async with draining(dsn, {"MEMBER": [receiver, seen]}, configure(concurrency=1, **drain)) as pipeline:
-        await until(lambda: pipeline.totals()["failures"] == 1 and pipeline.totals()["delivered"] == 3)
+        await eventually(lambda: pipeline.totals()["failures"] == 1 and pipeline.totals()["delivered"] == 3)
         await write(connection, shard=5)
-        await until(lambda: 5 in seen.shards)
+        await eventually(lambda: 5 in seen.shards)
 
     assert sorted(seen.shards) == [2, 3, 4, 5]
     assert len(await remaining(connection)) == 1
@@ -149,7 +139,7 @@ async def test_a_receiver_may_cancel_its_own_task_and_return(
     for shard in range(1, 5):
         await write(connection, shard=shard)
     async with draining(database, {"MEMBER": cancels}, configure(concurrency=1)) as pipeline:
-        await until(lambda: sum(pipeline.totals()[key] for key in ("delivered", "failures")) == 4)
+        await eventually(lambda: sum(pipeline.totals()[key] for key in ("delivered", "failures")) == 4)
 
     # Whether that is a success or a failure of its own message, it is none of another one.
     assert {failure["shard_identifier"] for failure in await failures(connection)} <= {"1"}
@@ -200,12 +190,11 @@ async def test_a_receiver_that_outlives_its_cancellation_is_named_once(
         await opened.wait()
 
     await write(connection)
-    named: list[str] = []
     async with draining(database, stubborn, configure(receiver_timeout_s=0.05)) as pipeline:
-        await until(lambda: bool(named.extend(pipeline.live.overdue()) or named))  # type: ignore[func-returns-value]
+        named = await eventually(pipeline.live.overdue)
         assert pipeline.live.overdue() == []
         opened.set()
-        await until(lambda: not pipeline.live.deadlines)
+        await eventually(lambda: not pipeline.live.deadlines)
 
     assert "stubborn" in named[0]
 
@@ -244,7 +233,7 @@ async def test_plain_functions_that_hang_do_not_use_up_the_threads_of_the_others
     try:
         config = configure(concurrency=2, receiver_timeout_s=0.1, retry_on_new_message_s=3600)
         async with draining(database, {"MEMBER": hangs}, config) as pipeline:
-            await until(lambda: pipeline.totals()["delivered"] == 4)
+            await eventually(lambda: pipeline.totals()["delivered"] == 4)
             assert len(set(seen)) == 4
     finally:
         release.set()
@@ -269,7 +258,7 @@ async def test_a_slow_receiver_delays_only_its_own_shard(database: str, connecti
     await write_many(connection, 40, shards=10)
     seen = Recorder()
     async with draining(database, {"MEMBER": [slow, seen]}, configure(concurrency=2)):
-        await until(lambda: len(seen.messages) == 36)
+        await eventually(lambda: len(seen.messages) == 36)
         release.set()
         await until_empty(connection)
 
@@ -403,9 +392,9 @@ async def test_a_hard_stop_cancels_the_delivery_and_its_message_stays(
 
     written = await write(connection)
     async with draining(database, {"MEMBER": waits}) as pipeline:
-        await until(entered.is_set)
+        await eventually(entered.is_set)
         pipeline.stop_hard()
-        await until(cancelled.is_set)
+        await eventually(cancelled.is_set)
 
     assert await remaining(connection) == [written]
     assert await failures(connection) == []
@@ -423,7 +412,7 @@ async def test_a_soft_stop_waits_for_the_delivery_under_way_and_settles_it(
     await write(connection, obj=1)
     second = await write(connection, obj=2)
     async with draining(database, {"MEMBER": waits}) as pipeline:
-        await until(entered.is_set)
+        await eventually(entered.is_set)
         pipeline.stop()
         release.set()
 

@@ -19,11 +19,11 @@ from tests.drains import (
     outboxd_backends,
     passes_more,
     remaining,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -39,7 +39,7 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def shorten_lock_timeout(pipeline: Pipeline) -> None:
     """Let the settle give up on a locked row at once; it waits for 5 s otherwise."""
-    await until(lambda: pipeline.branches[0].outbox is not None)
+    await eventually(lambda: pipeline.branches[0].outbox is not None)
     outbox = pipeline.branches[0].outbox
     assert outbox is not None
     outbox.settling._settings["lock_timeout"] = "20"
@@ -54,12 +54,12 @@ async def test_a_locked_message_does_not_keep_those_of_other_shards_from_being_s
         async with blocker.transaction():
             await write_many(connection, 10, shards=10)
             locked = await _lock_one(blocker)
-            await until(lambda: len(seen.messages) == 10)
+            await eventually(lambda: len(seen.messages) == 10)
 
             async def others_are_gone() -> bool:
                 return await remaining(connection) == [locked]
 
-            await until(others_are_gone)
+            await eventually(others_are_gone)
         await until_empty(connection)
 
     assert len(seen.messages) == 10
@@ -80,14 +80,14 @@ async def test_deletes_of_a_light_load_share_a_commit_until_somebody_waits_for_o
         await until_empty(connection)  # the first one has nothing to wait for
 
         gathered = [await write(connection, shard=2), await write(connection, shard=3)]
-        await until(lambda: len(seen.messages) == 3)
+        await eventually(lambda: len(seen.messages) == 3)
         left = await remaining(connection)
 
         await write(connection, shard=2)  # its shard is held until what was delivered of it is gone
         await until_empty(connection)
-        await until(lambda: pipeline.totals()["retired"] == 4)
+        await eventually(lambda: pipeline.totals()["retired"] == 4)
         await write(connection, shard=4)
-        await until(lambda: len(seen.messages) == 5)
+        await eventually(lambda: len(seen.messages) == 5)
 
     assert left == gathered
     assert await remaining(connection) == []  # a stop waits for nothing
@@ -121,14 +121,14 @@ async def test_what_waits_for_others_is_deleted_before_the_table_is_looked_at_an
         await write(connection, shard=1)
         await until_empty(connection)
         await write(connection, shard=2)
-        await until(lambda: len(seen.messages) == 2)
+        await eventually(lambda: len(seen.messages) == 2)
         scheduler = pipeline.branches[0].scheduler
         assert scheduler is not None
         monkeypatch.setattr(scheduler.finder, "look", broken)
         scheduler.wake()
         await until_empty(connection)
         await write(connection, shard=3)
-        await until(lambda: len(seen.messages) == 3)
+        await eventually(lambda: len(seen.messages) == 3)
 
     assert [message.shard_identifier for message in seen.messages] == [1, 2, 3]
 
@@ -141,13 +141,13 @@ async def test_a_failure_is_written_at_once(
 
     async with draining(database, seen):
         await write(connection, shard=1)
-        await until(lambda: failures(connection))
+        await eventually(lambda: failures(connection))
         await write(connection, shard=2)
 
         async def both_failed() -> bool:
             return len(await failures(connection)) == 2
 
-        await until(both_failed)
+        await eventually(both_failed)
 
 
 async def test_a_locked_message_is_settled_later_and_not_delivered_again(
@@ -186,7 +186,7 @@ async def test_a_failure_of_a_locked_message_is_written_later_and_counted_once(
             gate.opened.set()
             await passes_more(pipeline)
             assert await failures(connection) == []
-        await until(lambda: pipeline.totals()["failures"] == 1)
+        await eventually(lambda: pipeline.totals()["failures"] == 1)
 
     assert [failure["attempts"] for failure in await failures(connection)] == [1]
     assert len(gate.messages) == 1
@@ -215,7 +215,7 @@ async def test_what_was_delivered_is_settled_before_a_clean_stop_ends(
     await write_many(connection, 500, shards=50)
     seen = Recorder()
     async with draining(database, seen) as pipeline:
-        await until(lambda: len(seen.messages) >= 100)
+        await eventually(lambda: len(seen.messages) >= 100)
         pipeline.stop()
 
     assert set(await remaining(connection)).isdisjoint(seen.ids)
@@ -249,7 +249,7 @@ async def test_deliveries_wait_while_nothing_can_be_settled(
     async with draining(database, seen, configure(concurrency=1)) as pipeline, connected(database) as blocker:
         async with blocker.transaction():
             await blocker.execute("LOCK TABLE outbox IN SHARE MODE")
-            await until(lambda: _waits(pipeline))
+            await eventually(lambda: _waits(pipeline))
             # What was pending, what the settler had taken before, and the turn under way.
             assert len(seen.messages) <= 100
         await until_empty(connection)
@@ -273,7 +273,7 @@ async def test_a_message_that_somebody_updates_while_it_is_settled_is_delivered_
         async with other.transaction():
             await other.execute(f"UPDATE outbox SET {statement}")
             gate.opened.set()
-            await until(lambda: _settle_waits(connection))
+            await eventually(lambda: _settle_waits(connection))
         await until_empty(connection)
 
     assert len(gate.messages) == 1
@@ -305,8 +305,8 @@ async def test_a_failed_message_that_somebody_updates_while_it_is_settled_is_not
         async with other.transaction():
             await other.execute("UPDATE outbox SET payload = '1'")
             gate.opened.set()
-            await until(lambda: _settle_waits(connection))
-        await until(lambda: pipeline.totals()["failures"] == 1)
+            await eventually(lambda: _settle_waits(connection))
+        await eventually(lambda: pipeline.totals()["failures"] == 1)
         await passes_more(pipeline)
 
     assert len(gate.messages) == 1
@@ -329,7 +329,7 @@ async def test_a_message_that_somebody_updates_while_it_is_buried_is_buried_in_t
         async with other.transaction():
             await other.execute("UPDATE outbox SET payload = '1'")
             gate.opened.set()
-            await until(lambda: _settle_waits(connection))
+            await eventually(lambda: _settle_waits(connection))
         await until_empty(connection)
 
     assert await connection.fetchval("SELECT count(*) FROM outboxd.dead_letter") == 1
@@ -345,7 +345,7 @@ async def test_an_outbox_whose_rows_may_not_be_deleted_does_not_deliver_again_an
     await write(connection)
     seen = Recorder()
     async with draining(database, seen) as pipeline:
-        await until(lambda: len(seen.messages) == 1)
+        await eventually(lambda: len(seen.messages) == 1)
         await passes_more(pipeline, 5)
         assert len(seen.messages) == 1
 
@@ -362,9 +362,9 @@ async def test_a_failure_table_that_is_missing_for_a_while_loses_nothing(
     await write(connection)
     seen = Recorder(failing())
     async with draining(database, seen) as pipeline:
-        await until(lambda: pipeline.branches[0].outbox is not None)
+        await eventually(lambda: pipeline.branches[0].outbox is not None)
         assert seen.messages == []
         await connection.execute("ALTER TABLE outboxd.failure_away RENAME TO failure")
-        await until(lambda: pipeline.totals()["failures"] == 1)
+        await eventually(lambda: pipeline.totals()["failures"] == 1)
 
     assert len(await remaining(connection)) == 1

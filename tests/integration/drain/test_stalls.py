@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tests.drains import Recorder, draining, outboxd_backends, until, until_empty, write
+from tests.drains import Recorder, draining, outboxd_backends, until_empty, write
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -22,7 +23,7 @@ async def test_after_a_table_was_locked_for_a_moment_messages_go_out_within_seco
         [find] = await outboxd_backends(connection, "find region")
         async with connection.transaction():
             await connection.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
-            await until(lambda: is_waiting(connection, find))
+            await eventually(lambda: is_waiting(connection, find))
             await connection.fetch("SELECT pg_sleep(1)")
         await write(connection, shard=2)
         await until_empty(connection)

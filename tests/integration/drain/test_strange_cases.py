@@ -21,10 +21,10 @@ from tests.drains import (
     draining,
     failures,
     remaining,
-    until,
     write,
     write_many,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -90,13 +90,13 @@ async def test_a_table_that_is_gone_for_a_moment_does_not_let_a_shard_be_deliver
         # The scheduler meets the missing table; it may look anew only when the delivery is over.
         lane = pipeline.branches[0].lane
         assert lane is not None
-        await until(lambda: lane.is_closed)
+        await eventually(lambda: lane.is_closed)
         await connection.execute("ALTER TABLE away RENAME TO outbox")
         gate.opened.set()
-        await until(lambda: pipeline.branches[0].outbox is not before)
+        await eventually(lambda: pipeline.branches[0].outbox is not before)
         async with connected(database) as other:
             await write(other, shard=2)
-        await until(lambda: len(gate.messages) >= 2)
+        await eventually(lambda: len(gate.messages) >= 2)
 
     locks = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
     assert locks == 0
@@ -114,6 +114,6 @@ async def test_an_outbox_that_cannot_settle_does_not_hold_up_another(
         blocker.transaction(),
     ):
         await blocker.execute("LOCK TABLE outbox IN SHARE MODE")
-        await until(lambda: len(seen.messages) >= 20)
+        await eventually(lambda: len(seen.messages) >= 20)
         await write(connection, table="control_outbox", region="eu", shard=7)
-        await until(lambda: any(message.outbox == "control" for message in seen.messages))
+        await eventually(lambda: any(message.outbox == "control" for message in seen.messages))

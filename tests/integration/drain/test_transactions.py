@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.drains import Recorder, connected, drain_once, failing, make_due, until, write, write_many
+from tests.drains import Recorder, connected, drain_once, failing, make_due, write, write_many
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,7 +41,7 @@ class Witness:
                 assert await other.fetch(LOCKS_SINCE_BEFORE, now) == []
                 return True
 
-            await until(all_ended, 5)
+            await eventually(all_ended, 15)  # within the timeout of a receiver
             rows = await other.fetch("SELECT id FROM outbox ORDER BY id FOR UPDATE SKIP LOCKED")
             self.lockable = [row[0] for row in rows]
             self.looks += 1
@@ -104,7 +105,7 @@ async def test_a_drain_without_failures_writes_nothing_but_one_delete_a_message(
         assert changes == {("outbox", "deleted"): 120, ("worker", "inserted"): 1, ("worker", "deleted"): 1}
         return True
 
-    await until(deleted)
+    await eventually(deleted)
 
 
 async def _rows_written(connection: asyncpg.Connection) -> dict[tuple[str, str], int]:

@@ -9,7 +9,8 @@ import pytest
 from outboxd import diagnosis
 from outboxd.query import fetch
 from outboxd.sampler import Sampler
-from tests.drains import DEAD, REGION, Gate, configure, draining, failures, until, write
+from tests.drains import DEAD, REGION, Gate, configure, draining, failures, write
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -55,7 +56,7 @@ async def test_a_delivery_under_way_is_no_failing_shard_and_one_that_died_is(
         ill = await look(connection, sampler)
         await sampler.session.close()
         gate.opened.set()
-        await until(lambda: pipeline.totals()["delivered"] == 2)
+        await eventually(lambda: pipeline.totals()["delivered"] == 2)
 
     assert healthy == {"lags": True, "stuck": 0, "state": "due", "is_explained": False}
     assert ill == {"lags": False, "stuck": 1, "state": "in backoff", "is_explained": True}

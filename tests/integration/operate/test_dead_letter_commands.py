@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 async def typed(trouble: Trouble, *arguments: str, **options: Any) -> Outboxd:
-    done = await run(*arguments, config=trouble.file, timeout_s=40, **options)
+    done = await run(*arguments, config=trouble.file, **options)
     assert "Traceback" not in done.stderr
     return done
 

@@ -15,6 +15,7 @@ from outboxd import acts, dead_letters, errors
 from outboxd.dead_letters import BATCH_ROWS, Selection, Tally
 from outboxd.inspection import inspect_table
 from tests.drains import CONTROL, REGION, STANDARD, TEXT, UUID, Recorder, connected, drain_once, remaining, write
+from tests.eventually import PATIENCE_S
 from tests.letters import letter_ids, letters, write_letters
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ async def test_after_a_crash_between_batches_every_message_is_in_one_place(
 async def until_waiting(connection: asyncpg.Connection, backend: int) -> None:
     """Wait until a session waits for a lock."""
     waiting = "SELECT wait_event_type = 'Lock' FROM pg_stat_activity WHERE pid = $1"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while not await connection.fetchval(waiting, backend):
             await asyncio.sleep(0)
 

@@ -10,7 +10,8 @@ import pytest
 from outboxd import check, diagnosis, diagnosis_display, doctor, errors, query
 from outboxd.diagnosis import Bounds
 from outboxd.query import Query, fetch
-from tests.drains import CONTROL, REGION, configure, connected, until, write_many
+from tests.drains import CONTROL, REGION, configure, connected, write_many
+from tests.eventually import eventually
 from tests.processes import run
 from tests.psql import rows_of
 
@@ -128,7 +129,7 @@ async def test_dead_rows_are_walked_through_up_to_a_bound(connection: asyncpg.Co
         await connection.execute("SELECT pg_stat_clear_snapshot()")
         return int(await connection.fetchval("SELECT pg_stat_get_dead_tuples('outbox'::regclass)")) > ROWS / 2
 
-    await until(dead_rows_are_known)
+    await eventually(dead_rows_are_known)
     few = Bounds(pages=SMALL.pages, rows=SMALL.rows, dead=1_000)
 
     exact = await diagnosis.get_total_outbox_count(connection, CONFIG, bounds=SMALL)

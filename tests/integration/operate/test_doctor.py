@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 async def diagnosed(trouble: Trouble, **options: Any) -> tuple[int | None, dict[str, Any]]:
-    done = await run("doctor", "--json", config=trouble.file, timeout_s=40, **options)
+    done = await run("doctor", "--json", config=trouble.file, **options)
     assert "Traceback" not in done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["exit_code"] == done.returncode

@@ -33,10 +33,10 @@ from tests.drains import (
     failures,
     remaining,
     shard_locks,
-    until,
     with_drain,
     write,
 )
+from tests.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,7 +69,7 @@ async def drain(
     config: Config = STANDARD,
 ) -> Result:
     asked = Asked(outbox, 0, str(shard), region)
-    async with asyncio.timeout(40):
+    async with asyncio.timeout(PATIENCE_S):
         return await drain_one(loaded(dsn, config), build(config, receivers), asked)
 
 
@@ -216,7 +216,7 @@ async def test_what_is_switched_off_while_it_waits_for_a_lock_is_refused_too(
         waiting = (
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
         )
-        await until(lambda: connection.fetchval(waiting))
+        await eventually(lambda: connection.fetchval(waiting))
         await connection.execute(PAUSES["shard"])
         await holding.rollback()
 
@@ -326,7 +326,7 @@ async def test_nobody_comes_between_two_turns(database: str, connection: asyncpg
     async def accept(message: Any) -> None:
         if message.id == ids[0]:
             rivals.append(asyncio.create_task(try_to_win()))
-            await until(lambda: tries)
+            await eventually(lambda: tries)
         if message.id == ids[-1]:
             rivals[0].cancel()
             await asyncio.wait(rivals)

@@ -13,7 +13,8 @@ from outboxd.embedded import embedded_postgres
 from outboxd.migrate import migrate
 from outboxd.pipeline import Pipeline
 from outboxd.sampler import Sampler
-from tests.drains import REGION, Recorder, build, configure, connected, until, write
+from tests.drains import REGION, Recorder, build, configure, connected, write
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -75,7 +76,7 @@ async def vacuuming(dsn: str, admin: asyncpg.Connection, command: str) -> AsyncI
             "SELECT EXISTS (SELECT FROM pg_stat_activity AS a JOIN pg_stat_progress_vacuum AS v USING (pid)"
             " WHERE a.pid = $1 AND a.backend_xmin IS NOT NULL)"
         )
-        await until(lambda: admin.fetchval(at_work, backend))
+        await eventually(lambda: admin.fetchval(at_work, backend))
         try:
             yield backend
             assert await admin.fetchval(at_work, backend), "it has ended too early to prove anything"

@@ -21,10 +21,10 @@ from tests.drains import (
     connected,
     draining,
     outboxd_backends,
-    until,
     until_empty,
     write,
 )
+from tests.eventually import eventually
 
 if TYPE_CHECKING:
     import asyncpg
@@ -55,9 +55,9 @@ def a_window_later() -> float:
 
 async def test_a_pipeline_that_only_finds_nothing_is_ready_for_as_long_as_it_looks(database: str) -> None:
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         enough = a_window_later()
-        await until(lambda: time.monotonic() > enough)
+        await eventually(lambda: time.monotonic() > enough)
         assert reasons(pipeline) == []
 
 
@@ -91,7 +91,7 @@ async def test_an_outbox_that_was_never_looked_at_is_not_ready_just_after_boot(
 ) -> None:
     """The monotonic clock counts from the start of the machine: 0 is not long ago then."""
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         finder = pipeline.branches[0].scheduler.finder  # type: ignore[union-attr]
         monkeypatch.setattr(finder, "looked_at", 0.0)
         monkeypatch.setattr(readiness, "WINDOW_S_MIN", float("inf"))
@@ -103,12 +103,12 @@ async def test_a_locked_table_ends_readiness_and_its_release_brings_it_back(
     database: str, connection: asyncpg.Connection
 ) -> None:
     async with draining(database, Recorder(), configure(REGION, CONTROL)) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         async with connection.transaction():
             await connection.execute(LOCK)
-            await until(lambda: not_ready(pipeline, "outbox region"))
+            await eventually(lambda: not_ready(pipeline, "outbox region"))
             assert "control" not in " ".join(reasons(pipeline))
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
 
 
 async def test_a_missing_table_ends_readiness(database: str, connection: asyncpg.Connection) -> None:
@@ -116,27 +116,29 @@ async def test_a_missing_table_ends_readiness(database: str, connection: asyncpg
     async with draining(database, Recorder()) as pipeline:
         assert not_ready(pipeline, "region", "fit to be drained")
         await connection.execute("ALTER TABLE elsewhere RENAME TO outbox")
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
 
 
 async def test_a_lost_claim_session_ends_readiness_until_there_is_another(
     database: str, connection: asyncpg.Connection
 ) -> None:
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         [pid] = await outboxd_backends(connection, "claim")
         async with connection.transaction():
             await connection.execute("LOCK TABLE outboxd.worker IN ACCESS EXCLUSIVE MODE")  # nobody may register
             await connection.execute("SELECT pg_terminate_backend($1)", pid)
-            await until(lambda: not_ready(pipeline, f"the claim session is lost: {pipeline.claims.lost_by or '?'}"))
-        await until(lambda: ready(pipeline))
+            await eventually(
+                lambda: not_ready(pipeline, f"the claim session is lost: {pipeline.claims.lost_by or '?'}")
+            )
+        await eventually(lambda: ready(pipeline))
 
 
 async def test_a_claim_session_that_does_not_answer_is_not_ready(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         monkeypatch.setattr(pipeline.claims, "answered_s_ago", lambda: 2 * WINDOW_S)
 
         assert not_ready(pipeline, "the database has not answered for 6 s")
@@ -152,7 +154,7 @@ async def test_a_receiver_inside_its_timeout_keeps_it_ready_however_long_nothing
         async with connected(database) as other, other.transaction():
             await other.execute(LOCK)  # no look finishes
             enough = a_window_later()
-            await until(lambda: time.monotonic() > enough)
+            await eventually(lambda: time.monotonic() > enough)
             assert reasons(pipeline) == []
         gate.opened.set()
         await until_empty(connection)
@@ -167,7 +169,7 @@ async def test_a_receiver_beyond_its_timeout_does_not(database: str, connection:
             await other.execute(LOCK)
             for work in pipeline.live.deadlines:
                 pipeline.live.deadlines[work] = time.monotonic() - 1
-            await until(lambda: not_ready(pipeline, "no look for due shards"))
+            await eventually(lambda: not_ready(pipeline, "no look for due shards"))
         gate.opened.set()
         await until_empty(connection)
 
@@ -181,7 +183,7 @@ async def test_an_outbox_that_only_waits_for_drainers_is_ready(database: str, co
         for shard in range(10):
             await write(connection, shard=shard, table="control_outbox", region="eu")
         enough = a_window_later()
-        await until(lambda: time.monotonic() > enough)
+        await eventually(lambda: time.monotonic() > enough)
         assert pipeline.branches[1].scheduler is not None
         assert time.monotonic() - pipeline.branches[1].scheduler.finder.looked_at > WINDOW_S
         assert reasons(pipeline) == []
@@ -198,17 +200,17 @@ async def test_another_outbox_s_receiver_does_not_make_a_locked_one_ready(
         await gate.closed_behind()
         async with connection.transaction():
             await connection.execute(LOCK)
-            await until(lambda: not_ready(pipeline, "outbox region"))
+            await eventually(lambda: not_ready(pipeline, "outbox region"))
         gate.opened.set()
 
 
 async def test_what_is_switched_off_is_still_looked_at_and_ready(database: str, connection: asyncpg.Connection) -> None:
     async with draining(database, Recorder()) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         pipeline.switchboard.now = pipeline.live.switches = Switches(outboxes=frozenset({"region"}))
         await write(connection)
         enough = a_window_later()
-        await until(lambda: time.monotonic() > enough)
+        await eventually(lambda: time.monotonic() > enough)
         assert reasons(pipeline) == []
 
 
@@ -224,9 +226,9 @@ async def test_a_pipeline_that_stops_is_not_ready(database: str, connection: asy
 
 async def test_the_window_is_ten_polls_where_polls_are_rare(database: str, connection: asyncpg.Connection) -> None:
     async with draining(database, Recorder(), configure(poll_interval_s=1_000.0)) as pipeline:
-        await until(lambda: ready(pipeline))
+        await eventually(lambda: ready(pipeline))
         async with connection.transaction():
             await connection.execute(LOCK)
             enough = a_window_later()
-            await until(lambda: time.monotonic() > enough)
+            await eventually(lambda: time.monotonic() > enough)
             assert reasons(pipeline) == []

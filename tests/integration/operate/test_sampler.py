@@ -29,11 +29,11 @@ from tests.drains import (
     draining,
     failing,
     failures,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import PATIENCE_S, eventually
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,9 +54,9 @@ async def sampled(
 ) -> AsyncIterator[tuple[Pipeline, Sampler]]:
     """A pipeline whose outboxes are all found, and a sampler that has not measured yet."""
     async with draining(dsn, receivers or Recorder(), config) as pipeline:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await pipeline.ready()
-        await until(lambda: all(branch.outbox is not None for branch in pipeline.branches))
+        await eventually(lambda: all(branch.outbox is not None for branch in pipeline.branches))
         made = Sampler(pipeline)
         try:
             yield pipeline, made
@@ -135,7 +135,7 @@ async def test_depth_and_counts_go_no_further_than_their_bounds(
     for shard in range(5):
         await write(connection, shard=10 + shard)
     async with sampled(database, Recorder(failing())) as (_, made):
-        await until(lambda: _count(connection, "failure", 5))
+        await eventually(lambda: _count(connection, "failure", 5))
         taken = await sample(made)
 
     assert (taken.messages, taken.depth, taken.failing_shards) == (55, 10, 3)
@@ -150,7 +150,7 @@ async def test_failing_shards_are_counted_and_not_their_objects(database: str, c
         await write(connection, shard=shard, obj=obj, category="SKIPPING")
     await write(connection, table="control_outbox", region="eu")
     async with sampled(database, Recorder(failing()), configure(REGION, CONTROL)) as (_, made):
-        await until(lambda: _count(connection, "failure", 4))
+        await eventually(lambda: _count(connection, "failure", 4))
         await made.measure()
 
         assert [made.samples[name].failing_shards for name in ("region", "control")] == [2, 1]
@@ -189,7 +189,7 @@ async def test_dead_tuples_are_those_of_the_server_s_statistics(database: str, c
         async def seen() -> bool:
             return (await sample(made)).dead_tuples == 40
 
-        await until(seen, 20)
+        await eventually(seen)
 
 
 async def test_lag_is_the_age_of_what_is_neither_paused_nor_failing(
@@ -199,7 +199,7 @@ async def test_lag_is_the_age_of_what_is_neither_paused_nor_failing(
         pipeline.switchboard.now = pipeline.live.switches = Switches(shards=frozenset({(0, "2", None)}))
         await write(connection, shard=1, obj=1)
         await write(connection, shard=2, obj=2)
-        await until(lambda: _count(connection, "failure", 1))
+        await eventually(lambda: _count(connection, "failure", 1))
         await connection.execute(
             "UPDATE outbox SET date_added = now() - interval '100 s', scheduled_for = now() - interval '50 s'"
         )
@@ -270,7 +270,7 @@ async def test_a_database_that_is_away_is_said_once_and_the_old_samples_stay(
 async def test_an_outbox_without_a_table_has_no_sample(database: str, connection: asyncpg.Connection) -> None:
     await connection.execute("DROP TABLE control_outbox")
     async with draining(database, Recorder(), configure(REGION, CONTROL)) as pipeline:
-        await until(lambda: pipeline.branches[0].outbox is not None)
+        await eventually(lambda: pipeline.branches[0].outbox is not None)
         made = Sampler(pipeline)
         await made.measure()
         await made.session.close()
@@ -296,7 +296,7 @@ async def test_the_horizon_is_the_oldest_snapshot_that_somebody_holds(
             await made.measure()
             return made.horizon is not None and made.horizon.seconds == 0
 
-        await until(over)
+        await eventually(over)
 
 
 @pytest.fixture
@@ -348,7 +348,7 @@ async def test_it_measures_by_itself_and_leaves_no_session_behind(
     await write(connection, due_in_s=LATER_S)
     async with sampled(database) as (_, made):
         running = asyncio.create_task(made.run())
-        await until(lambda: "region" in made.samples)
+        await eventually(lambda: "region" in made.samples)
         assert made.session.life
         running.cancel()
         with contextlib.suppress(asyncio.CancelledError):
@@ -373,7 +373,7 @@ async def test_a_fault_of_its_own_is_logged_and_does_not_end_it(
         monkeypatch.setattr(made, "measure", faulty)
         with structlog.testing.capture_logs() as logs:
             running = asyncio.create_task(made.run())
-            await until(lambda: running.done() or "region" in made.samples)
+            await eventually(lambda: running.done() or "region" in made.samples)
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
 

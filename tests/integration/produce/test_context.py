@@ -15,7 +15,8 @@ import pytest
 
 from outboxd import errors
 from outboxd.producer import NewMessage, Producer, outbox_context, use
-from tests.drains import CONTROL, REGION, TEXT, UUID, Recorder, configure, connected, draining, remaining, until
+from tests.drains import CONTROL, REGION, TEXT, UUID, Recorder, configure, connected, draining, remaining
+from tests.eventually import eventually
 from tests.produce import producing
 
 if TYPE_CHECKING:
@@ -338,7 +339,7 @@ async def test_without_receivers_flush_wakes_the_daemon_and_delivered_waits_for_
     seen = Recorder()
     config = configure(poll_interval_s=600.0)
     async with producing(database) as producer, draining(database, seen, config) as pipeline:
-        await until(lambda: pipeline.branches[0].scheduler is not None and pipeline.branches[0].ready.is_set())
+        await eventually(lambda: pipeline.branches[0].scheduler is not None and pipeline.branches[0].ready.is_set())
         async with producer.context(connection, flush=True) as outbox:
             await outbox.save("MEMBER", **MEMBER)
         await outbox.delivered(timeout_s=10.0)

@@ -20,6 +20,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from outboxd import errors
 from outboxd.producer import NewMessage, Producer
 from tests.drains import CONTROL, REGION, TEXT, UUID, Recorder, configure, draining, failing, remaining
+from tests.eventually import PATIENCE_S
 from tests.produce import producing
 
 if TYPE_CHECKING:
@@ -413,7 +414,7 @@ async def test_a_receiver_that_blocks_its_loop_with_a_flush_of_its_own(
                 outbox.save("MEMBER", shard_identifier=1, object_identifier=1)
             producer.close_blocking()
 
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.to_thread(produce)
 
     assert seen.objects == [1, 2]

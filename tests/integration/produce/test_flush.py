@@ -29,11 +29,11 @@ from tests.drains import (
     outboxd_backends,
     remaining,
     shard_locks,
-    until,
     until_empty,
     write,
     write_many,
 )
+from tests.eventually import PATIENCE_S, eventually
 from tests.produce import producing
 
 if TYPE_CHECKING:
@@ -304,7 +304,7 @@ async def test_a_switch_is_obeyed_in_the_middle_of_a_flush(
     async def receive(message: Message) -> None:
         if message.object_identifier == 2:
             await other.execute("INSERT INTO outboxd.pause (kind, outbox) VALUES ('outbox', 'region')")
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 await noticed.wait()
 
     noticed = asyncio.Event()
@@ -334,7 +334,7 @@ async def test_another_drainer_is_waited_for_without_a_lock_or_a_statement(
     seen = Recorder()
     async with producing(database, seen) as producer:
         flushing = asyncio.create_task(save(producer, connection))
-        await until(lambda: outboxd_backends(other, "flush"))
+        await eventually(lambda: outboxd_backends(other, "flush"))
         assert (await shard_locks(other), seen.messages) == (1, [])
         await unlock(other)
         await flushing
@@ -363,7 +363,7 @@ async def test_what_the_other_drainer_delivers_is_not_waited_for_longer(
     seen = Recorder()
     async with producing(database, seen) as producer:
         flushing = asyncio.create_task(save(producer, connection))
-        await until(lambda: outboxd_backends(other, "flush"))
+        await eventually(lambda: outboxd_backends(other, "flush"))
         await other.execute("DELETE FROM outbox")
         await flushing  # although the lock is held still
 
@@ -442,7 +442,7 @@ async def test_many_producers_and_a_daemon_deliver_each_message_once(
                 for turn in range(10):
                     await save(producer, own, shard=turn % 3, obj=100 * number + turn, category="AUDIT")
 
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(PATIENCE_S):
             await asyncio.gather(*map(work, range(6)))
         await until_empty(connection)
 
@@ -521,7 +521,7 @@ async def test_a_connection_that_dies_in_mid_flush(
         if message.object_identifier == 1:
             for pid in await outboxd_backends(other, "flush"):
                 await other.execute("SELECT pg_terminate_backend($1)", pid)
-            await until(lambda: opened and all(each.is_closed() for each in opened))  # and we have seen it
+            await eventually(lambda: opened and all(each.is_closed() for each in opened))  # and we have seen it
 
     monkeypatch.setattr(session, "connect", noted)
     await write(connection, obj=1)
@@ -571,7 +571,7 @@ async def test_through_a_pooler_the_daemon_is_woken(
         await save(producer, connection, obj=2)
         assert producer.is_pooled
 
-    await until(lambda: len(heard) == 2)
+    await eventually(lambda: len(heard) == 2)
     assert (seen.messages, len(await remaining(connection))) == ([], 2)
 
 
@@ -589,7 +589,7 @@ async def test_sessions_are_used_again_and_closed_when_idle(
         async def none_left() -> bool:
             return not await outboxd_backends(connection, "flush")
 
-        await until(none_left)
+        await eventually(none_left)
 
 
 async def test_a_held_shard_does_not_keep_the_others(
@@ -619,7 +619,7 @@ async def test_event_loops_that_end_take_their_connections_along(database: str, 
         async def none_left() -> bool:
             return not await outboxd_backends(connection, "flush")
 
-        await until(none_left)
+        await eventually(none_left)
 
 
 async def test_no_more_connections_than_allowed(database: str, connection: asyncpg.Connection) -> None:
