@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.command_lines import Line, in_code, in_document, in_text, problem
+from tests.documents import DOCUMENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGE = ROOT / "outboxd"
-FOLDERS = ("docs", "deploy", "systemd", "examples")
-MARKDOWN = [*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))]
 TEXTS = [
     ROOT / "deploy" / "prometheus" / "outboxd.rules.yml",
     ROOT / "deploy" / "grafana" / "outboxd.json",
@@ -25,12 +24,12 @@ CODE = [path for path in PACKAGE.rglob("*.py") if path.parent.name != "demo"]  #
 
 
 def lines_of(path: Path) -> Iterator[Line]:
-    if path in MARKDOWN:
+    if path in DOCUMENTS:
         return in_document(path)
     return in_text(path) if path in TEXTS else in_code(path)
 
 
-LINES = {path: list(lines_of(path)) for path in sorted([*MARKDOWN, *TEXTS, *CODE])}
+LINES = {path: list(lines_of(path)) for path in sorted([*DOCUMENTS, *TEXTS, *CODE])}
 FILES = [path for path, lines in LINES.items() if lines]
 
 

@@ -12,6 +12,7 @@ from outboxd import option_keys
 from outboxd.config import ModelConfig, OutboxConfig, ScopeConfig
 from tests import console
 from tests.command_lines import leaves
+from tests.documents import DOCUMENTS
 from tests.drains import configure
 from tests.unit.test_operations_docs import WORDS, rows
 
@@ -20,13 +21,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent.parent
 DOCS = ROOT / "docs"
-DOCUMENTS = sorted(
-    [
-        *ROOT.glob("*.md"),
-        *DOCS.rglob("*.md"),
-        *(path for name in ("deploy", "systemd", "examples") for path in (ROOT / name).rglob("*.md")),
-    ]
-)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 RUNBOOK = (DOCS / "runbook.md").read_text("utf-8")
 
