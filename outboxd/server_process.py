@@ -55,7 +55,10 @@ if uid >= 0:
 if prctl:
     prctl(1, death_signal)          # PR_SET_PDEATHSIG, after setuid, which clears it
     if os.getppid() != parent: os._exit(1)      # the parent died before prctl
-os.execve(sys.argv[5], sys.argv[5:], os.environ)
+try:
+    os.execve(sys.argv[5], sys.argv[5:], os.environ)
+except OSError as exc:
+    sys.exit(f"{sys.argv[5]}: {exc.strerror}")
 """
 
 

