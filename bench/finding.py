@@ -6,7 +6,9 @@ import time
 from typing import TYPE_CHECKING
 
 from bench import stage
+from bench.errors import FailedError
 from bench.figures import Series, Table
+from bench.load import Load
 from outboxd.config import DrainConfig
 from outboxd.outbox import FIND_PAIRS
 
@@ -28,7 +30,7 @@ INSERT INTO outboxd.failure (
 SELECT 'drained', '', 0, shard_identifier::text, 1, min(object_identifier)::text, min(id), 3, 'refused', now(), now()
 FROM outbox_drained GROUP BY shard_identifier
 """
-DUE = stage.Load(1_000, 1, 1)
+DUE = Load(1_000, 1, 1)
 
 
 async def measure(options: Options) -> list[Table]:
@@ -64,7 +66,7 @@ async def _round(dsn: str, connection: asyncpg.Connection) -> tuple[float, float
     await connection.execute("VACUUM (ANALYZE) outbox_drained, outboxd.failure")
     found_s = await _find(dsn, connection)
     async with stage.daemon(dsn, drain=DrainConfig(poll_interval_s=3_600)) as daemon:
-        retired = await daemon.retire(connection, DUE.fill("outbox_drained"), DUE.rows)
+        retired = await daemon.retire(connection, DUE)
     return 1_000 * found_s, 1_000 * retired.seconds
 
 
@@ -83,7 +85,7 @@ async def _find(dsn: str, connection: asyncpg.Connection) -> float:
     seconds = time.perf_counter() - started_at
     await outbox.close()
     if found != DUE.rows:
-        raise SystemExit(f"{found} shards were found, not {DUE.rows}")
+        raise FailedError(f"{found} shards were found, not {DUE.rows}")
     await connection.execute("DELETE FROM outbox_drained WHERE shard_identifier < 1000000")
     await connection.execute("VACUUM outbox_drained")
     return seconds

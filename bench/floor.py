@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncpg
 
-    from bench.stage import Load
+    from bench.load import Load
 
 BATCH_ROWS = 1_000
 LEAN_READ = """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from bench import stage
+from bench.errors import FailedError
 from bench.figures import Series, Table, percentiles
 from outboxd import registry
 
@@ -31,13 +32,14 @@ INSERT INTO outbox_drained (shard_scope, shard_identifier, category, object_iden
 VALUES (0, $1::int8 % 50, 1, $1::int8) RETURNING id
 """
 NEXT = "SELECT * FROM outbox_drained WHERE id > $1 ORDER BY id LIMIT 100"
-_received_at: dict[int, float] = {}
+_received: list[tuple[int, float]] = []
+"""Ids, and when each came, by the monotonic clock."""
 
 
 @registry.receiver("ACCOUNT_UPDATE")
 async def look_at_clock(message: Any) -> None:
     """Note when it came: CLOCK_MONOTONIC is one for all processes."""
-    _received_at[message.id] = time.monotonic()
+    _received.append((message.id, time.monotonic()))
 
 
 async def measure(options: Options) -> list[Table]:
@@ -91,7 +93,8 @@ async def _listener(dsn: str) -> AsyncIterator[None]:
             await woken.wait()
             woken.clear()
             rows = await connection.fetch(NEXT, seen)
-            _received_at.update(dict.fromkeys([row["id"] for row in rows], time.monotonic()))
+            now = time.monotonic()
+            _received.extend((row["id"], now) for row in rows)
             if rows:
                 seen = rows[-1]["id"]
                 await connection.execute("DELETE FROM outbox_drained WHERE id <= $1", seen)
@@ -112,11 +115,14 @@ async def _latencies_ms(
     messages: int,
     writers: int = 1,
 ) -> list[float]:
-    _received_at.clear()
+    _received.clear()
     async with worker:
         written = await stage.produced_by("bench.latency", dsn, WARM_UP_MESSAGES + messages, writers)
         await stage.until_empty(connection)
-    return [1_000 * (_received_at[number] - at) for number, at in written[WARM_UP_MESSAGES:]]
+    received_at = dict(_received)
+    if len(_received) != len(written) or received_at.keys() != {number for number, _ in written}:
+        raise FailedError(f"{len(written)} messages: {len(received_at)} were delivered, {len(_received)} times")
+    return [1_000 * (received_at[number] - at) for number, at in written[WARM_UP_MESSAGES:]]
 
 
 async def _write(dsn: str, messages: int, writers: int) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench import stage
+from bench.errors import FailedError
 from bench.figures import Series, Table
 from outboxd import registry
 
@@ -75,21 +75,25 @@ async def _peak_mb(dsn: str, seconds: float) -> float:
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "outboxd.toml"
         config.write_text(CONFIG.format(port=port))
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "outboxd", "--config", str(config)),
-            env={**os.environ, "OUTBOX_DSN": dsn},
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stderr is not None
-        async with asyncio.timeout(READY_S_MAX):
-            while b"daemon.ready" not in (line := await process.stderr.readline()):
-                if not line:
-                    raise SystemExit("the daemon did not start")
-        await asyncio.sleep(seconds)
-        peak_mb = _peak_of(process.pid)
-        process.terminate()
-        await process.communicate()
+        environment = {**os.environ, "OUTBOX_DSN": dsn}
+        pipe = asyncio.subprocess.PIPE
+        async with stage.program("outboxd", "--config", config, environment=environment, stderr=pipe) as process:
+            await _ready(process)
+            # What it says later is read, so that it never waits for somebody who reads it.
+            said = asyncio.create_task(process.communicate())
+            await asyncio.sleep(seconds)
+            peak_mb = _peak_of(process.pid)
+            process.terminate()
+            await said
     return peak_mb
+
+
+async def _ready(process: asyncio.subprocess.Process) -> None:
+    assert process.stderr is not None
+    async with asyncio.timeout(READY_S_MAX):
+        while b"daemon.ready" not in (line := await process.stderr.readline()):
+            if not line:
+                raise FailedError("the daemon did not start")
 
 
 def _peak_of(pid: int) -> float:

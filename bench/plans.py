@@ -13,9 +13,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from bench import command_line, failing, snapshot, stage
+from bench import command_line, snapshot, stage
 from bench.about import commit
-from bench.profile import PROFILED
+from bench.profile import PROFILED, tidy
 from outboxd.config import DrainConfig
 from outboxd.main import run_in_loop
 
@@ -51,11 +51,10 @@ async def _explain(name: str) -> None:
         if profiled.held:
             await stack.enter_async_context(snapshot.hold(dsn))
         for _ in range(ROUNDS):
-            failing.forget()
+            await tidy(connection, profiled)
             drain = DrainConfig(concurrency=profiled.concurrency)
             async with stage.daemon(dsn, profiled.receiver, drain=drain) as daemon:
-                fill = profiled.load.fill("outbox_drained")
-                await daemon.retire(connection, fill, profiled.rows or profiled.load.rows)
+                await daemon.retire(connection, profiled.load, within=profiled.within)
         calls = _calls(server_log.read_text())
     print(f"**{name}.** {profiled.load}.\n")
     costliest = sorted(calls.items(), key=lambda each: -sum(call.ms for call in each[1]))
@@ -79,10 +78,10 @@ def _calls(text: str) -> dict[str, list[Call]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plans", description=__doc__)
-    parser.add_argument("names", nargs="+", choices=PROFILED, metavar="NAME", help=", ".join(PROFILED))
-    names = parser.parse_args().names
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROFILED)}; all when none is named")
+    names = command_line.chosen(parser, parser.parse_args().names, PROFILED)
     print(f"outboxd at {commit()}.\n")
-    with command_line.ended_by_hand(), stage.log_to_a_file():
+    with command_line.without_traceback(), stage.log_to_a_file():
         for name in names:
             run_in_loop(_explain(name))
 

@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-try:
-    import matplotlib as mpl
-except ModuleNotFoundError:
-    raise SystemExit("bench.plots needs matplotlib: pip install -e '.[bench]'") from None
-
-mpl.use("svg")
-# Texts stay texts, and two runs over the same figures make the same file.
-mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "outboxd", "figure.constrained_layout.use": True})
-
-from matplotlib import pyplot as plt  # noqa: E402  after the choice of the backend
 
 OWN, OTHER = "#c2410c", "#64748b"
 Line = dict[str, Any]
@@ -94,6 +84,18 @@ def _color(line: Line, other: str | None = OTHER) -> str | None:
     return OWN if line["system"] == "outboxd" else other
 
 
+def _pyplot() -> Any:
+    """Return what draws. It is imported when it is needed: of the benchmarks only this one has use for it."""
+    try:
+        mpl = importlib.import_module("matplotlib")
+    except ModuleNotFoundError:
+        raise SystemExit("bench.plots needs matplotlib: pip install -e '.[bench]'") from None
+    mpl.use("svg")
+    # Texts stay texts, and two runs over the same figures make the same file.
+    mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "outboxd", "figure.constrained_layout.use": True})
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.plots", description=__doc__)
     parser.add_argument(
@@ -106,6 +108,7 @@ def main() -> None:
         parser.error(str(exc))
     except (ValueError, KeyError, TypeError):
         parser.error(f"{given.run} is not what `python -m bench.peers --to FILE.json` writes")
+    plt = _pyplot()
     for name, (draw, size) in PLOTS.items():
         figure, axes = plt.subplots(figsize=size)
         draw(axes, lines)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bench import command_line, failing, snapshot, stage, waiting
 from bench.about import commit
 from bench.drain import LOADS, VARIANTS
+from bench.load import Load, every_shard
 from outboxd.config import DrainConfig
 from outboxd.main import run_in_loop
 
@@ -46,12 +47,12 @@ OURS = ("%INSERT INTO outbox_drained%", "%TRUNCATE%", "%VACUUM%", "%pg_stat%", "
 
 @dataclasses.dataclass(frozen=True)
 class Profiled:
-    """A workload: its load, its receiver, how many at once, how many rows are waited for, behind a snapshot or not."""
+    """A workload: its load, its receiver, how many at once, which shards are waited for, behind a snapshot or not."""
 
-    load: stage.Load
+    load: Load
     receiver: Callable[..., Any] = stage.accept
     concurrency: int = 5
-    rows: int | None = None
+    within: Callable[[int], bool] = every_shard
     held: bool = False
 
 
@@ -59,8 +60,8 @@ W1 = LOADS["W1"][0]
 PROFILED = {
     **{name: Profiled(load) for name, (load, _) in (LOADS | VARIANTS).items()},
     "W5": Profiled(W1, held=True),
-    "W6": Profiled(stage.Load(1_000, 10, 10), waiting.wait, 50),
-    "W7": Profiled(W1, failing.fail_often, rows=failing.count_healthy(W1)),
+    "W6": Profiled(Load(1_000, 10, 10), waiting.wait, 50),
+    "W7": Profiled(W1, failing.fail_often, within=failing.is_healthy),
 }
 
 
@@ -90,9 +91,17 @@ def _place(frame: FrameType) -> str:
     return f"{name} {code.co_qualname}"
 
 
+async def tidy(connection: asyncpg.Connection, profiled: Profiled) -> None:
+    """Let nothing of one round be left for the next, except what a snapshot holds."""
+    failing.forget()
+    if not profiled.held:
+        await connection.execute("TRUNCATE outbox_drained, outboxd.failure")
+    await connection.execute("VACUUM (ANALYZE) outbox_drained")
+
+
 async def _profile(name: str) -> None:
     profiled = PROFILED[name]
-    load, rows = profiled.load, profiled.rows or profiled.load.rows
+    load = profiled.load
     settings = {"shared_preload_libraries": "pg_stat_statements", "pg_stat_statements.track_planning": "on"}
     async with contextlib.AsyncExitStack() as stack:
         dsn, connection = await stack.enter_async_context(stage.server(**settings))
@@ -103,26 +112,21 @@ async def _profile(name: str) -> None:
                 await connection.execute("SELECT pg_stat_statements_reset()")
                 if profiled.held:
                     await stack.enter_async_context(snapshot.hold(dsn))
-            if not profiled.held:
-                await connection.execute("TRUNCATE outbox_drained, outboxd.failure")
-            await connection.execute("VACUUM (ANALYZE) outbox_drained")
-            failing.forget()
+            await tidy(connection, profiled)
             drain = DrainConfig(concurrency=profiled.concurrency)
             async with stage.daemon(dsn, profiled.receiver, drain=drain) as daemon:
                 before = time.process_time()
                 with Sampler() as sampler:
-                    done = await daemon.retire(connection, load.fill("outbox_drained"), rows)
+                    done = await daemon.retire(connection, load, within=profiled.within)
                 if number:
                     seconds += done.seconds
                     own += time.process_time() - before
                     samples += sampler.functions
-        await _show(name, load, connection, seconds, own, rows * ROUNDS)
+        await _show(name, load, connection, seconds, own, load.rows_of(profiled.within) * ROUNDS)
         _show_functions(samples)
 
 
-async def _show(
-    name: str, load: stage.Load, connection: asyncpg.Connection, seconds: float, own: float, rows: int
-) -> None:
+async def _show(name: str, load: Load, connection: asyncpg.Connection, seconds: float, own: float, rows: int) -> None:
     statements = await connection.fetch(STATEMENTS, OURS)
     server_ms = sum(row["ms"] for row in statements)
     print(f"**{name}.** {load}: {rows / seconds:,.0f} rows/s. µs of a row: ", end="")
@@ -145,11 +149,9 @@ def _show_functions(samples: collections.Counter[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.profile", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(PROFILED)}; all when none is named")
-    names = parser.parse_args().names or list(PROFILED)
-    if unknown := set(names) - set(PROFILED):
-        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(PROFILED)}")
+    names = command_line.chosen(parser, parser.parse_args().names, PROFILED)
     print(f"outboxd at {commit()}, {ROUNDS} rounds of each.\n")
-    with command_line.ended_by_hand(), stage.log_to_a_file():
+    with command_line.without_traceback(), stage.log_to_a_file():
         for name in names:
             run_in_loop(_profile(name))
 

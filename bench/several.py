@@ -13,6 +13,7 @@ import psutil
 
 from bench import stage
 from bench.drain import LOADS
+from bench.errors import FailedError
 from bench.figures import Series, Table
 from outboxd import log, registry
 from outboxd.main import run_in_loop
@@ -61,7 +62,7 @@ async def measure(options: Options) -> list[Table]:
                     rates.append(load.rows / (time.perf_counter() - started_at))
                 await stage.require_empty(connection)
                 if len(received) != load.rows or received.total() != load.rows:
-                    raise SystemExit(f"{load.rows} messages: {len(received)} were delivered, {received.total()} times")
+                    raise FailedError(f"{load.rows} messages: {len(received)} were delivered, {received.total()} times")
             if number:
                 table.add(*rates, rates[1] / rates[0], rates[2] / rates[0], *busy)
                 options.say(f"W10 round {number}: {rates[1] / rates[0]:.2f}, {rates[2] / rates[0]:.2f}")

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 import time
@@ -15,6 +16,9 @@ import asyncpg
 import msgspec
 import psutil
 
+from bench import child
+from bench.errors import FailedError
+from bench.load import Load, every_shard
 from outboxd import log, registry
 from outboxd.config import CategoryConfig, Config, DrainConfig, OutboxConfig, ScopeConfig
 from outboxd.embedded import embedded_postgres
@@ -25,7 +29,7 @@ from outboxd.pipeline import Pipeline
 from outboxd.sampler import Sampler
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 CONFIG = Config(
     silo_mode="region",
@@ -37,62 +41,21 @@ CONFIG = Config(
     scopes={"ACCOUNT": ScopeConfig(value=0)},
     categories={"ACCOUNT_UPDATE": CategoryConfig(value=1, scope="ACCOUNT")},
 )
-FILL = """
-INSERT INTO {table} (shard_scope, shard_identifier, category, object_identifier, payload, date_added)
-SELECT 0, shard, 1, shard * {objects} + i % {objects}, {payload}, clock_timestamp()
-FROM generate_series(0, {shards} - 1) AS shard, generate_series(0, {rows} - 1) AS i
-ORDER BY {order}
-"""
-"""Each message has a time of its own, as those of different transactions have."""
+RETIRED_S_MAX = 300.0
 LINE_BYTES_MAX = 2**24
 """Of what a process of ours prints: the ids of all messages in one line."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Load:
-    """
-    How many shards, with how many messages each, about how many objects each (fewer than messages: coalescing).
-
-    Args:
-        in_turn: Written a message for each shard, and then the next: a shard's rows are not neighbours in the table.
-        payload_bytes: Of the string in each payload; 0: no payload.
-    """
-
-    shards: int
-    messages: int
-    objects: int
-    in_turn: bool = False
-    payload_bytes: int = 0
-
-    @property
-    def rows(self) -> int:
-        """Messages in all."""
-        return self.shards * self.messages
-
-    def quarter(self) -> Load:
-        """Return one with a quarter of the messages: of the shards, or in the only one."""
-        if self.shards == 1:
-            return dataclasses.replace(self, messages=self.messages // 4)
-        return dataclasses.replace(self, shards=self.shards // 4)
-
-    def fill(self, table: str) -> str:
-        """Return the INSERT that writes it."""
-        payload = f"jsonb_build_object('name', repeat('x', {self.payload_bytes}))" if self.payload_bytes else "NULL"
-        order = "i, shard" if self.in_turn else "shard, i"
-        return FILL.format(
-            table=table, rows=self.messages, shards=self.shards, objects=self.objects, payload=payload, order=order
-        )
-
-    def __str__(self) -> str:
-        shards = f"{self.shards:,} shards" if self.shards > 1 else "one shard"
-        order = ", the shards in turn" if self.in_turn else ""
-        content = f", payloads of {self.payload_bytes} bytes" if self.payload_bytes else ""
-        return f"{self.rows:,} messages in {shards} about {self.shards * self.objects:,} objects{order}{content}"
+delivered: list[int] = []
+"""Ids of the messages that a receiver was given since the last `retire` began. Every receiver here notes them."""
+others: list[int] = []
+"""The same, of shards that `retire` does not wait for."""
 
 
 @registry.receiver("ACCOUNT_UPDATE")
-async def accept(message: object) -> None:
-    """Do nothing: the figure is outboxd's own."""
+async def accept(message: Any) -> None:
+    """Do nothing but note it, which is little: the figure is outboxd's own."""
+    delivered.append(message.id)
 
 
 @contextlib.asynccontextmanager
@@ -101,8 +64,16 @@ async def server(**settings: object) -> AsyncIterator[tuple[str, asyncpg.Connect
     async with embedded_postgres(settings={"shared_buffers": "1GB", "max_wal_size": "8GB", **settings}) as dsn:
         connection = await asyncpg.connect(dsn)
         await migrate(connection, msgspec.structs.replace(CONFIG, silo_mode="monolith"), notify=True)
-        yield dsn, connection
-        await connection.close()
+        try:
+            yield dsn, connection
+        finally:
+            connection.terminate()  # what it was at when something failed is of no use
+
+
+async def version() -> str:
+    """Return the version of the server that is measured here: that of the wheel, or of OUTBOXD_PG_BIN."""
+    async with server() as (_, connection):
+        return str(await connection.fetchval("SHOW server_version"))
 
 
 @contextlib.contextmanager
@@ -135,12 +106,16 @@ async def daemon(
 
 
 @contextlib.asynccontextmanager
-async def program(module: str, *arguments: object) -> AsyncIterator[asyncio.subprocess.Process]:
+async def program(
+    module: str, *arguments: object, environment: Mapping[str, str] = os.environ, stderr: int | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a module as a process of its own, which Ctrl-C does not reach and which does not outlive the block."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", module, *map(str, arguments)),
+        *child.command(sys.executable, "-m", module, *map(str, arguments)),
+        env=dict(environment),
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
+        stderr=stderr,
         limit=LINE_BYTES_MAX,
         start_new_session=True,
     )
@@ -156,7 +131,7 @@ async def produced_by(module: str, *arguments: object) -> Any:
     async with program(module, *arguments) as process:
         stdout, _ = await process.communicate()
         if process.returncode:
-            raise SystemExit(f"{module} failed")
+            raise FailedError(f"{module} failed")
         return json.loads(stdout)
 
 
@@ -171,24 +146,41 @@ class Daemon:
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
 
-    async def retire(self, connection: asyncpg.Connection, fill: str, rows: int) -> Retired:
-        """Write what *fill* says, and measure from its commit to the commit of the delete that makes *rows* gone."""
-        goal = self.pipeline.totals()["retired"] + rows
+    async def retire(
+        self, connection: asyncpg.Connection, load: Load, *, within: Callable[[int], bool] = every_shard
+    ) -> Retired:
+        """
+        Write the load, and measure from its commit to the commit of the delete that makes all of it gone.
+
+        Args:
+            within: Tells of a shard whether it is waited for.
+
+        Raises:
+            FailedError: It does not come to an end, or what was delivered is not what ought to have been.
+        """
+        delivered.clear()
+        others.clear()
+        goal = self.pipeline.totals()["retired"] + load.rows_of(within)
         done = asyncio.Event()
 
         def look() -> None:
-            if self.pipeline.totals()["retired"] >= goal:
+            if self.pipeline.totals()["retired"] >= goal + len(others):
                 done.set()
 
         self.pipeline.live.on_progress = look
         async with connection.transaction():
-            await connection.execute(fill)
+            await connection.execute(load.fill("outbox_drained"))
             wal = await wal_position(connection)
+            last = await connection.fetchval("SELECT max(id) FROM outbox_drained")
         started_at = time.perf_counter()
-        await done.wait()
-        seconds = time.perf_counter() - started_at
+        try:
+            await asyncio.wait_for(done.wait(), RETIRED_S_MAX)
+        except TimeoutError:
+            raise FailedError(f"after {RETIRED_S_MAX:.0f} s not all is gone of {load}") from None
+        retired = Retired(time.perf_counter() - started_at, await wal_position(connection) - wal)
         self.pipeline.live.on_progress = None
-        return Retired(seconds, await wal_position(connection) - wal)
+        load.check(delivered, last - load.rows + 1, within=within)
+        return retired
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,10 +204,10 @@ async def until_empty(connection: asyncpg.Connection, table: str = "outbox_drain
 
 
 async def require_empty(connection: asyncpg.Connection, table: str = "outbox_drained") -> None:
-    """End the program unless everything was deleted."""
+    """Raise FailedError unless everything was deleted."""
     left = await connection.fetchval(f"SELECT count(*) FROM {table}")
     if left:
-        raise SystemExit(f"{left} rows were left behind in {table}")
+        raise FailedError(f"{left} rows were left behind in {table}")
 
 
 async def wal_position(connection: asyncpg.Connection) -> int:
@@ -230,8 +222,8 @@ async def database_cpu_s(connection: asyncpg.Connection) -> float:
         postmaster = psutil.Process(int(file.readline()))
     own = postmaster.cpu_times()
     seconds = own.user + own.system + own.children_user + own.children_system
-    for child in postmaster.children():
+    for session in postmaster.children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            times = child.cpu_times()
+            times = session.cpu_times()
             seconds += times.user + times.system
     return float(seconds)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from bench import stage
+from bench.errors import FailedError
 from bench.figures import Series, Table, percentiles
 from outboxd import registry
 
@@ -32,13 +33,17 @@ FROM pg_stat_activity WHERE application_name LIKE 'outboxd: %'
 DEAD = "SELECT dead_tuple_count FROM pgstattuple('outbox_drained')"
 FLUSHED_AFTER_S = 11.0
 """An idle session reports what it has written after ten seconds at the latest."""
+POSTGRESQL_MIN = 180000
+"""Since when a backend says how much WAL it has written."""
 _lags_s: list[float] = []
+_received: list[int] = []
 
 
 @registry.receiver("ACCOUNT_UPDATE")
 async def look_at_clock(message: Any) -> None:
     """Note how long ago the message was written: CLOCK_MONOTONIC is one for all processes."""
     _lags_s.append(time.monotonic() - message.payload)
+    _received.append(message.id)
 
 
 async def measure(options: Options) -> list[Table]:
@@ -59,9 +64,12 @@ async def measure(options: Options) -> list[Table]:
             Series("dead tuples at the end"),
         ],
     )
-    for number in range(1, (1 if options.quick else options.rounds) + 1):
+    for number in range(1, options.rounds + 1):
         async with stage.server() as (dsn, connection), stage.daemon(dsn, look_at_clock):
+            if int(await connection.fetchval("SHOW server_version_num")) < POSTGRESQL_MIN:
+                raise FailedError("W8 needs PostgreSQL 18 or later, which tells of each session how much WAL it wrote")
             _lags_s.clear()
+            _received.clear()
             daemon_s = time.process_time()
             database_s, started_at = await stage.database_cpu_s(connection), time.perf_counter()
             rows = await stage.produced_by("bench.steady", dsn, seconds)
@@ -72,8 +80,8 @@ async def measure(options: Options) -> list[Table]:
             dead = await connection.fetchval(DEAD)
             await asyncio.sleep(FLUSHED_AFTER_S)
             wal_row = await connection.fetchval(WAL_OF_DAEMON) / rows
-        if len(_lags_s) != rows:
-            raise SystemExit(f"{len(_lags_s)} deliveries of {rows} messages")
+        if len(_received) != rows or len(set(_received)) != rows:
+            raise FailedError(f"{rows} messages: {len(set(_received))} were delivered, {len(_received)} times")
         lags_ms = [1_000 * lag for lag in (*percentiles(_lags_s), max(_lags_s))]
         table.add(rows / passed_s, *lags_ms, *(10_000 * each / rows for each in used), wal_row, dead)
         options.say(f"W8 run {number}: lag p50 {lags_ms[0]:.1f} ms, p99 {lags_ms[1]:.1f} ms")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from bench import stage
 from bench.figures import Series, Table
+from bench.load import Load
 from outboxd import registry
 from outboxd.config import DrainConfig
 
@@ -20,9 +21,10 @@ DELIVERIES_A_DRAINER = 200
 
 
 @registry.receiver("ACCOUNT_UPDATE")
-async def wait(message: object) -> None:
+async def wait(message: Any) -> None:
     """Wait for what a real receiver would wait for."""
     await asyncio.sleep(WAIT_S)
+    stage.delivered.append(message.id)
 
 
 async def measure(options: Options) -> list[Table]:
@@ -43,9 +45,9 @@ async def measure(options: Options) -> list[Table]:
             rates, bare = [], []
             for concurrency in GOALS:
                 bare.append(await _bare(concurrency, each))
-                load = stage.Load(concurrency * each // 10, 10, 10)
+                load = Load(concurrency * each // 10, 10, 10)
                 async with stage.daemon(dsn, wait, drain=DrainConfig(concurrency=concurrency)) as daemon:
-                    retired = await daemon.retire(connection, load.fill("outbox_drained"), load.rows)
+                    retired = await daemon.retire(connection, load)
                 rates.append(load.rows / retired.seconds)
             if number:
                 shares = [rate * WAIT_S / concurrency for rate, concurrency in zip(rates, GOALS, strict=True)]

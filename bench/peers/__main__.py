@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import dataclasses
 import datetime
-import json
 import os
 import statistics
 import sys
@@ -22,9 +21,10 @@ import asyncpg
 
 from bench import command_line
 from bench.about import commit, machine
+from bench.errors import TROUBLE
+from bench.kept import keep, result_file
 from bench.peers.install import UnavailableError
 from bench.peers.measure import Bench, open_bench
-from bench.peers.process import FailedError
 from bench.peers.report import markdown
 from bench.peers.results import Measured, Run
 from bench.peers.system import Entry, System, entries
@@ -36,7 +36,7 @@ T = TypeVar("T")
 SERVER = {"shared_buffers": "1GB", "max_wal_size": "8GB", "max_connections": 200}
 HELD_ROUNDS = 5
 LATENCY_MESSAGES = 500
-TROUBLE = (FailedError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+COUNTED_MAX = 100_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Runner:
         self._save = save
         self._lines: list[tuple[Bench, Measured]] = []
         self._given_up: set[tuple[str, str]] = set()
-        """Entries and measures that failed: to wait for them again would only take time from the others."""
+        """Entries and measures that failed in a round: to wait for them again would take time from the others."""
 
     async def open(self, chosen: list[Entry], dsn: str) -> None:
         for entry in chosen:
@@ -86,9 +86,8 @@ class Runner:
                     await self._latency(bench, measured, number)
                 self._save(self.run)
         for bench, measured in self._lines:
-            if bench.entry.load.coalesces:
-                await self._calls(bench, measured)
-                self._save(self.run)
+            await self._calls(bench, measured)
+            self._save(self.run)
         for _ in range(self.amounts.held_times):
             for bench, measured in self._lines:
                 if bench.entry.held:
@@ -100,14 +99,14 @@ class Runner:
             await bench.close()
 
     async def _throughput(self, bench: Bench, measured: Measured, number: int) -> None:
-        speed = await self._tried(measured, "throughput", bench, lambda: bench.throughput(measured.jobs))
+        speed = await self._tried(measured, "throughput", number, bench, lambda: bench.throughput(measured.jobs))
         if speed is not None and number:
             measured.jobs_s.append(speed)
             _say(f"round {number}: {bench.entry.key}: {speed:,.0f} jobs/s")
 
     async def _latency(self, bench: Bench, measured: Measured, number: int) -> None:
         messages, seconds = self.amounts.messages, self.amounts.messages_s
-        found = await self._tried(measured, "latency", bench, lambda: bench.latency(messages, seconds))
+        found = await self._tried(measured, "latency", number, bench, lambda: bench.latency(messages, seconds))
         if found and number:
             measured.event_loop = bench.event_loop
             measured.latency_ms.append([ran for ran, _ in found])
@@ -116,29 +115,39 @@ class Runner:
             _say(f"round {number}: {bench.entry.key}: {middle:.1f} ms, median of {len(found)} messages")
 
     async def _calls(self, bench: Bench, measured: Measured) -> None:
-        measured.calls = await self._tried(measured, "calls", bench, lambda: bench.calls(measured.jobs))
+        jobs = min(measured.jobs, COUNTED_MAX)
+        measured.calls = await self._tried(measured, "calls", 1, bench, lambda: bench.calls(jobs))
         if measured.calls is not None:
-            _say(f"{bench.entry.key}: {measured.calls:,} calls for {measured.jobs:,} jobs")
+            measured.counted = jobs
+            _say(f"{bench.entry.key}: {measured.calls:,} calls for {jobs:,} jobs")
 
     async def _held(self, bench: Bench, measured: Measured) -> None:
         """Tried every time: that it did not end once says little of the next time."""
         rounds = self.amounts.held_rounds
         measured.held_tried += 1
         what = f"held snapshot, time {measured.held_tried}"
-        found = await self._tried(measured, what, bench, lambda: bench.held(measured.jobs, rounds))
+        found = await self._tried(measured, what, 1, bench, lambda: bench.held(measured.jobs, rounds))
         if found:
             measured.held_jobs_s.append(found)
             _say(f"snapshot held: {bench.entry.key}: {', '.join(f'{speed:,.0f}' for speed in found)} jobs/s")
 
-    async def _tried(self, measured: Measured, what: str, bench: Bench, work: Callable[[], Awaitable[T]]) -> T | None:
-        """Return None where a system fails: it is named, that measure of it given up, and the others go on."""
+    async def _tried(
+        self, measured: Measured, what: str, number: int, bench: Bench, work: Callable[[], Awaitable[T]]
+    ) -> T | None:
+        """
+        Return None where a system fails: it is named, and the others go on.
+
+        That measure of it is given up, unless it was the round that is not counted: those that are counted begin with
+        the first, so that ratios are of the same rounds.
+        """
         if (measured.key, what) in self._given_up:
             return None
         try:
             return await work()
         except TROUBLE as exc:
-            self._given_up.add((measured.key, what))
-            _fail(measured, what, exc)
+            if number:
+                self._given_up.add((measured.key, what))
+            _fail(measured, what if number else f"{what}, warm-up", exc)
             await bench.clear()
             return None
 
@@ -155,7 +164,6 @@ def _measured(entry: Entry, jobs: int) -> Measured:
         values=dict(entry.settings.values),
         documented=entry.settings.documented,
         by_trying=entry.settings.by_trying,
-        beyond=entry.settings.beyond,
         load=entry.load.name,
         jobs=jobs,
     )
@@ -184,8 +192,7 @@ def install(systems: list[System]) -> tuple[list[System], dict[str, str]]:
     return able, left_out
 
 
-async def measure(systems: list[System], amounts: Amounts, save: Callable[[Run], None]) -> Run:
-    able, left_out = install(systems)
+async def measure(able: list[System], left_out: dict[str, str], amounts: Amounts, save: Callable[[Run], None]) -> Run:
     date, revision = datetime.datetime.now(datetime.UTC).date().isoformat(), commit()
     async with embedded_postgres(settings=SERVER) as dsn:
         connection = await asyncpg.connect(dsn)
@@ -210,14 +217,13 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one round of at most 1,000 jobs: does everything work?")
     parser.add_argument(
         "--to",
-        type=command_line.result_file,
+        type=result_file,
         metavar="FILE.json",
         help="write the figures of every round to this file, Markdown beside it",
     )
     options = parser.parse_args()
-    if unknown := set(options.names) - set(keys):
-        parser.error(f"no such system: {', '.join(sorted(unknown))}")
-    chosen = [system for system in SYSTEMS if not options.names or system.key in {"outboxd", *options.names}]
+    names = command_line.chosen(parser, options.names, keys)
+    chosen = [system for system in SYSTEMS if system.key in {"outboxd", *names}]
     messages = max(1, LATENCY_MESSAGES // options.rounds)
     amounts = Amounts(options.rounds, options.rounds, HELD_ROUNDS, messages, messages_s=8.0, jobs_max=1_000_000)
     if options.quick:
@@ -225,16 +231,23 @@ def main() -> None:
             1, 1, held_rounds=2, messages=10, messages_s=2.0, jobs_max=1_000, warm_up_rounds=0, is_quick=True
         )
 
+    is_kept = True
+
     def save(run: Run) -> None:
+        nonlocal is_kept
         run.load_average = (run.load_average[0], os.getloadavg()[0])
         if options.to:
-            options.to.write_text(json.dumps(run.as_json(), indent=2) + "\n")
-            options.to.with_suffix(".md").write_text(markdown(run) + "\n")
+            is_kept &= keep(options.to, run.as_json(), markdown(run))
 
-    with command_line.ended_by_hand():
-        run = asyncio.run(measure(chosen, amounts, save))
+    with command_line.without_traceback():
+        able, left_out = install(chosen)
+        if options.names and left_out:  # without a name the machine decides
+            raise SystemExit("\n".join(f"{name} cannot be had: {why}" for name, why in left_out.items()))
+        run = asyncio.run(measure(able, left_out, amounts, save))
     save(run)
     print(markdown(run))
+    if not is_kept:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -15,18 +15,8 @@ PERCENTILES = ("p50", "p99")
 
 def goals(run: Run) -> list[Table]:
     """Return the ratios of throughput that have a goal; none where the run has nothing to compare with."""
-    peers = [line for line in run.measured if line.role == "peer" and not line.beyond]
+    peers = [line for line in run.measured if line.role == "peer"]
     tables = [Table(load, "", _throughput(run, load, peers)) for load in ANCESTOR]
-    return [table for table in tables if table.series]
-
-
-def beyond(run: Run) -> list[Table]:
-    """Return the same, without goals, beside peers that are tuned beyond what they document."""
-    tables = []
-    for line in run.measured:
-        if line.beyond:
-            speed = _ratio(run, line, f"W1, outboxd / a peer ({line.title})")
-            tables.append(Table(line.title, f"Not documented: {line.by_trying}.", [*speed, *_latencies(run, line)]))
     return [table for table in tables if table.series]
 
 
@@ -38,7 +28,7 @@ def sentences(run: Run) -> list[str]:
     one bad moment, and the ratio to a peer that had several of them in other rounds looks like being ahead of it.
     """
     own = run.own("W1")
-    peers = [line for line in run.measured if line.role == "peer" and not line.beyond and line.latency_ms]
+    peers = [line for line in run.measured if line.role == "peer" and line.latency_ms]
     if not own or not own.latency_ms or not peers:
         return []
     return [_ahead(own, peers, place) for place in range(len(PERCENTILES))]
@@ -81,12 +71,3 @@ def _ratio(run: Run, other: Measured | None, label: str, at_least: float | None 
     own = run.own(other.load) if other else None
     values = ratios(own.jobs_s, other.jobs_s) if own and other else []
     return [Series(label, 2, at_least=at_least, values=values)] if values else []
-
-
-def _latencies(run: Run, peer: Measured) -> list[Series]:
-    own = run.own("W1")
-    return [
-        Series(f"{name}, outboxd / a peer ({peer.title})", 2, values=values)
-        for place, name in enumerate(PERCENTILES)
-        if own and (values := _latency_ratios(own, peer, place))
-    ]

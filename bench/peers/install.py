@@ -17,8 +17,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench.about import ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 FOLDER = HERE.parent / ".peers"
 INSTALL_S_MAX = 600.0
 
@@ -103,7 +104,7 @@ class NodeEnvironment(Environment):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         shutil.copy(manifest, self.folder)
-        _run("npm", "install", "--silent", "--no-audit", "--no-fund", "--no-package-lock", cwd=self.folder)
+        _run("npm", "install", "--loglevel=error", "--no-audit", "--no-fund", "--no-package-lock", cwd=self.folder)
         _mark(self.folder, manifest)
 
     def command(self, program: Path) -> list[str]:

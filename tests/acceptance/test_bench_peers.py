@@ -37,7 +37,7 @@ async def test_outboxd_and_the_ancestor_are_measured_in_one_run(tmp_path: Path) 
     assert [len(found) for found in measured["outboxd_notify_w1"]["held_jobs_s"]] == [2]
     assert [len(of_round) for of_round in measured["outboxd_notify_w1"]["latency_ms"]] == [10]
     assert measured["outboxd_notify_w2"]["calls"] == measured["ancestor_five_ranges_w2"]["calls"] == 100
-    assert measured["outboxd_notify_w1"]["calls"] is None
+    assert measured["outboxd_notify_w1"]["calls"] == measured["ancestor_five_ranges_w1"]["calls"] == 1_000
     assert (run["event_loop"], run["is_quick"]) == ("uvloop", True)
 
     fast, slow = measured["outboxd_notify_w1"], measured["ancestor_five_ranges_w1"]
@@ -48,3 +48,16 @@ async def test_outboxd_and_the_ancestor_are_measured_in_one_run(tmp_path: Path) 
     assert written == output.decode()
     assert run["revision"] in written
     assert "W3: outboxd / the ancestor's algorithm" in written
+
+
+async def test_who_names_a_peer_that_cannot_be_had_is_told_so_before_anything_is_measured() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench.peers", "graphile", "--quick"),
+        cwd=ROOT,
+        env={"PATH": ""},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    output, errors = await process.communicate()
+    assert (process.returncode, output) == (1, b"")
+    assert errors.decode().splitlines()[-1] == "Graphile Worker cannot be had: node and npm are not there"

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from bench.errors import FailedError
 from bench.figures import percentiles
 from bench.peers.__main__ import Amounts, Runner
-from bench.peers.goals import beyond, goals, sentences
-from bench.peers.process import FailedError
+from bench.peers.goals import goals, sentences
+from bench.peers.measure import check_calls
 from bench.peers.report import markdown, table
 from bench.peers.results import Measured, Run, ratios
 from bench.peers.system import W1, W1_LONG, W2, W3, Entry, entries
 from bench.peers.systems import SYSTEMS
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 
 def line(system: str, settings: str = "tuned", load: str = "W1", **values: Any) -> Measured:
     role = {"outboxd": "own", "ancestor": "ancestor"}.get(system, "peer")
     language = "Node v22" if system == "Node peer" else "Python 3.11"
-    given: dict[str, Any] = {"values": {}, "documented": "", "by_trying": "", "beyond": False, "jobs": 1_000} | values
+    given: dict[str, Any] = {"values": {}, "documented": "", "by_trying": "", "jobs": 1_000} | values
     return Measured(f"{system}_{settings}", system, role, "1.0", language, settings, load=load, **given)  # type: ignore[arg-type]
 
 
@@ -49,15 +53,11 @@ def test_the_fastest_peers_are_those_with_the_best_median() -> None:
     often_slow = line("Node peer", "defaults", jobs_s=[5.0, 5.0, 99.0])
     fastest = line("Node peer", "tuned", jobs_s=[20.0, 50.0, 50.0])
     python = line("Python peer", jobs_s=[10.0, 10.0, 10.0])
-    further = line("Node peer", "tuned further", jobs_s=[90.0, 90.0, 90.0], beyond=True, by_trying="a number")
-    run = run_of(OWN, often_slow, fastest, python, further)
+    run = run_of(OWN, often_slow, fastest, python)
 
     found = {series.label: series for each in goals(run) for series in each.series}
     assert found["outboxd / the fastest peer (Node peer, tuned)"].values == [5.0, 4.0, 6.0]
     assert found["outboxd / the fastest Python peer (Python peer, tuned)"].values == [10.0, 20.0, 30.0]
-    assert [series.label for each in beyond(run) for series in each.series] == [
-        "W1, outboxd / a peer (Node peer, tuned further)"
-    ]
 
 
 def test_goals_are_judged_by_the_median() -> None:
@@ -101,17 +101,31 @@ def test_a_held_snapshot_says_how_often_it_ended() -> None:
 def test_of_the_peers_only_what_is_tuned_is_measured_behind_a_held_snapshot() -> None:
     held = [entry for entry in entries(SYSTEMS) if entry.held]
     assert {entry.load.name for entry in held} == {"W1"}
-    assert {entry.settings.name for entry in held} == {"NOTIFY", "tuned", "tuned further", "five ranges"}
+    assert {entry.settings.name for entry in held} == {"NOTIFY", "tuned", "quick stats", "five ranges"}
     assert len(held) == len({entry.key for entry in held})
 
 
 class Unwilling:
-    """A bench whose first time behind a held snapshot does not end."""
+    """A bench whose first time behind a held snapshot does not end, and whose rounds end as they are told to."""
 
-    def __init__(self) -> None:
+    def __init__(self, rounds: Sequence[float | None] = ()) -> None:
         system = next(system for system in SYSTEMS if system.key == "outboxd")
         self.entry = Entry(system, system.settings[0], W1)
         self.times = 0
+        self.event_loop = "uvloop"
+        self._rounds = iter(rounds)
+
+    async def throughput(self, jobs: int) -> float:
+        speed = next(self._rounds)
+        if speed is None:
+            raise FailedError(f"{jobs} of {jobs} jobs not done")
+        return speed
+
+    async def latency(self, messages: int, seconds_max: float) -> list[tuple[float, float]]:
+        return [(1.0, 0.5)]
+
+    async def calls(self, jobs: int) -> int:
+        return jobs
 
     async def held(self, jobs: int, rounds: int) -> list[float]:
         self.times += 1
@@ -120,6 +134,29 @@ class Unwilling:
         return [100.0] * rounds
 
     async def clear(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("rounds", "counted", "errors", "cell"),
+    [
+        ([None, 10.0, 20.0, 30.0], [10.0, 20.0, 30.0], ["throughput, warm-up"], "| 20 | 10 | 30 |"),
+        ([5.0, 10.0, None], [10.0], ["throughput"], "| 10 (1 of 3 rounds) | 10 | 10 |"),
+    ],
+)
+async def test_rounds_that_are_counted_begin_with_the_first(
+    rounds: list[float | None], counted: list[float], errors: list[str], cell: str
+) -> None:
+    """Else the first of one system would be divided by the second of another."""
+    measured = line("outboxd", "NOTIFY")
+    run = run_of(measured)
+    amounts = Amounts(3, held_times=0, held_rounds=0, messages=1, messages_s=1.0, jobs_max=0)
+    runner = Runner(run, amounts, lambda _: None)
+    runner._lines.append((Unwilling(rounds), measured))  # type: ignore[arg-type]
+    await runner.measure()
+    assert measured.jobs_s == counted
+    assert measured.errors == [f"{error}: 1000 of 1000 jobs not done" for error in errors]
+    assert (measured.calls, measured.counted, len(measured.latency_ms)) == (1_000, 1_000, 3)
+    assert cell in table(run)
 
 
 async def test_a_time_that_did_not_end_does_not_keep_the_others_from_being_tried() -> None:
@@ -131,11 +168,11 @@ async def test_a_time_that_did_not_end_does_not_keep_the_others_from_being_tried
     await runner.measure()
     assert (measured.held_tried, measured.held_jobs_s) == (3, [[100.0, 100.0], [100.0, 100.0]])
     assert measured.errors == ["held snapshot, time 1: 1000 of 1000 jobs not done"]
-    assert saved == [0, 1, 2]
+    assert saved == [0, 0, 1, 2]
 
 
 def test_the_report_says_where_it_comes_from() -> None:
-    own = line("outboxd", "NOTIFY", jobs_s=[1.0], event_loop="uvloop", calls=100)
+    own = line("outboxd", "NOTIFY", jobs_s=[1.0], event_loop="uvloop", calls=100, counted=1_000)
     text = markdown(run_of(own))
     assert "revision abc with changes" in text
     assert "event loop: uvloop" in text
@@ -144,6 +181,24 @@ def test_the_report_says_where_it_comes_from() -> None:
 
 def test_only_loads_with_several_messages_an_object_coalesce() -> None:
     assert [load.coalesces for load in (W1, W1_LONG, W2, W3)] == [False, False, True, True]
+    assert [load.objects(1_050) for load in (W1, W1_LONG, W2, W3)] == [1_050, 1_050, 110, 100]
+    assert W3.objects(50) == 50
+
+
+@pytest.mark.parametrize(
+    ("load", "numbers"),
+    [
+        (W1, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (W1, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 10]),
+        (W1, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
+        (W3, [1, 2, 3, 4, 5, 6, 7, 8, 9, 9]),
+    ],
+)
+def test_a_job_that_was_not_handled_or_twice_is_found(load: Any, numbers: list[int]) -> None:
+    check_calls([*range(10)], load, 10)
+    check_calls([*range(10), 3], W3, 10)  # a deep shard is drained in several turns
+    with pytest.raises(FailedError, match="10 jobs: the handler was given"):
+        check_calls(numbers, load, 10)
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: f"{system.key}-{system.settings[0].name}")

@@ -25,8 +25,8 @@ GRAPHILE = System(
     program=WORKERS / "graphile_worker.mjs",
     settings=(
         Settings("defaults", 5_000),
-        Settings("tuned", 50_000, tuned(500), "its page on performance, the configuration of its quick stats"),
-        Settings("tuned further", 100_000, tuned(5_000), "the same", "a local queue of 5,000, not 500", beyond=True),
+        Settings("quick stats", 50_000, tuned(500), "its page on performance, number for number"),
+        Settings("tuned", 100_000, tuned(10_000), "the same, and what its types say of a larger queue", "the 10,000"),
     ),
     statements=Statements(
         fill="""

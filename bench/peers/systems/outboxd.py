@@ -7,7 +7,8 @@ from bench.peers.system import W1, W1_LONG, W2, W3, WORKERS, Settings, Statement
 
 FILL = """
 INSERT INTO outbox (shard_scope, shard_identifier, category, object_identifier, date_added)
-SELECT 0, i / {shard_rows}, 1, i % {shard_objects}, clock_timestamp() FROM generate_series(0, {jobs} - 1) AS i
+SELECT 0, i / {shard_rows}, 1, i / {shard_rows} * {shard_objects} + i % {shard_objects}, clock_timestamp()
+FROM generate_series(0, {jobs} - 1) AS i
 """
 STATEMENTS = Statements(
     fill=FILL,

@@ -25,10 +25,10 @@ PGBOSS = System(
             {
                 "instance": {"useListenNotify": True},
                 "queue": {"notify": True},
-                "work": {"batchSize": 1_000, "burstWhenBatchFull": True},
+                "work": {"batchSize": 2_000, "burstWhenBatchFull": True, "localConcurrency": 2},
             },
             "the documentation of its types",
-            "the batchSize of 1,000",
+            "the batchSize of 2,000, two at once",
         ),
     ),
     # What is undone is asked along two partial indexes of its own, of what waits (i11) and of what is live (i14).
