@@ -66,18 +66,21 @@ PROFILED = {
 
 
 class Sampler:
-    """Counts what this process is at, each millisecond of processor time, while the block lasts."""
+    """Counts what this process is at, each millisecond of processor time, while the block lasts; and that time."""
 
     def __init__(self) -> None:
         self.functions: collections.Counter[str] = collections.Counter()
+        self.seconds = 0.0
 
     def __enter__(self) -> Sampler:
+        self.seconds -= time.process_time()
         signal.signal(signal.SIGPROF, self._look)
         signal.setitimer(signal.ITIMER_PROF, SAMPLE_S, SAMPLE_S)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        self.seconds += time.process_time()
 
     def _look(self, _number: int, frame: FrameType | None) -> None:
         if frame is not None:
@@ -115,12 +118,11 @@ async def _profile(name: str) -> None:
             await tidy(connection, profiled)
             drain = DrainConfig(concurrency=profiled.concurrency)
             async with stage.daemon(dsn, profiled.receiver, drain=drain) as daemon:
-                before = time.process_time()
-                with Sampler() as sampler:
-                    done = await daemon.retire(connection, load, within=profiled.within)
+                sampler = Sampler()
+                done = await daemon.retire(connection, load, within=profiled.within, during=sampler)
                 if number:
                     seconds += done.seconds
-                    own += time.process_time() - before
+                    own += sampler.seconds
                     samples += sampler.functions
         await _show(name, load, connection, seconds, own, load.rows_of(profiled.within) * ROUNDS)
         _show_functions(samples)

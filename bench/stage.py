@@ -147,13 +147,19 @@ class Daemon:
         self.pipeline = pipeline
 
     async def retire(
-        self, connection: asyncpg.Connection, load: Load, *, within: Callable[[int], bool] = every_shard
+        self,
+        connection: asyncpg.Connection,
+        load: Load,
+        *,
+        within: Callable[[int], bool] = every_shard,
+        during: contextlib.AbstractContextManager[object] | None = None,
     ) -> Retired:
         """
         Write the load, and measure from its commit to the commit of the delete that makes all of it gone.
 
         Args:
             within: Tells of a shard whether it is waited for.
+            during: Entered for what is measured, without the writing before it and the looking after it.
 
         Raises:
             FailedError: It does not come to an end, or what was delivered is not what ought to have been.
@@ -172,12 +178,14 @@ class Daemon:
             await connection.execute(load.fill("outbox_drained"))
             wal = await wal_position(connection)
             last = await connection.fetchval("SELECT max(id) FROM outbox_drained")
-        started_at = time.perf_counter()
-        try:
-            await asyncio.wait_for(done.wait(), RETIRED_S_MAX)
-        except TimeoutError:
-            raise FailedError(f"after {RETIRED_S_MAX:.0f} s not all is gone of {load}") from None
-        retired = Retired(time.perf_counter() - started_at, await wal_position(connection) - wal)
+        with during or contextlib.nullcontext():
+            started_at = time.perf_counter()
+            try:
+                await asyncio.wait_for(done.wait(), RETIRED_S_MAX)
+            except TimeoutError:
+                raise FailedError(f"after {RETIRED_S_MAX:.0f} s not all is gone of {load}") from None
+            seconds = time.perf_counter() - started_at
+        retired = Retired(seconds, await wal_position(connection) - wal)
         self.pipeline.live.on_progress = None
         load.check(delivered, last - load.rows + 1, within=within)
         return retired

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import sys
@@ -20,6 +21,7 @@ from bench.options import Options
 from outboxd import registry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 LOAD = Load(shards=100, messages=10, objects=5)
@@ -45,6 +47,27 @@ async def test_what_receivers_lose_or_are_given_twice_ends_the_measure() -> None
             async with stage.daemon(dsn, receiver) as daemon:
                 with pytest.raises(FailedError, match=said):
                     await daemon.retire(connection, LOAD)
+
+
+async def test_a_profile_has_neither_the_writing_nor_the_looking_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    places = []
+
+    @contextlib.contextmanager
+    def profiled() -> Iterator[None]:
+        places.append(f"begin, {len(stage.delivered)} delivered")
+        yield
+        places.append(f"end, {len(stage.delivered)} delivered")
+
+    def write(load: Load, table: str) -> str:
+        places.append("write")
+        return fill(load, table)
+
+    fill = Load.fill
+    monkeypatch.setattr(Load, "fill", write)
+    monkeypatch.setattr(Load, "check", lambda *_, **__: places.append("look"))
+    async with stage.server() as (dsn, connection), stage.daemon(dsn) as daemon:
+        await daemon.retire(connection, LOAD, during=profiled())
+    assert places == ["write", "begin, 0 delivered", "end, 500 delivered", "look"]
 
 
 async def test_healthy_shards_are_told_from_others_however_slow_a_round_is() -> None:
